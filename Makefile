@@ -1,0 +1,79 @@
+# Needs Go, GNU make, and Python 3 with pip (the real Envoy comes as a Python wheel); a C compiler for the race detector.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
+VERSION       := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BIN           := bin/sds-server
+FUZZTIME      ?= 30s
+VULNDB        ?= https://vuln.go.dev
+KEEP          ?=
+
+.PHONY: help
+help: ## show this text
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools: ## install Envoy and Pebble into .tools/ (does nothing when they are there)
+	@go run ./internal/testenv/tools
+
+.PHONY: build
+build: ## build bin/sds-server, static and stripped
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(BIN) ./cmd/sds-server
+
+.PHONY: test
+test: tools ## run all tests, with the race detector, real Envoys and a real Pebble; prints last what was skipped
+	@go build -o .tools/bin/summary ./internal/testenv/summary
+	@.tools/bin/summary -race -shuffle=on -timeout 9m ./...
+
+.PHONY: lint
+lint: ## check style, and the architecture: which package imports what
+	go run $(GOLANGCI_LINT) run
+
+.PHONY: fmt
+fmt: ## format all Go files (gofumpt, goimports)
+	go run $(GOLANGCI_LINT) fmt
+
+.PHONY: fuzz
+fuzz: ## run every fuzz test for FUZZTIME (30s)
+	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u | while read -r dir; do \
+	  for name in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
+	    echo "$$dir $$name"; \
+	    go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
+	  done; \
+	done
+
+.PHONY: bench
+bench: ## run the benchmarks of the packages
+	go test -run '^$$' -bench . -benchmem ./pkg/... ./internal/...
+
+.PHONY: bench-rotation
+bench-rotation: tools ## measure stored-to-served on a real Envoy, 200 rotations
+	go test -run '^$$' -bench Rotation -benchtime 200x -timeout 9m ./test/integration
+
+.PHONY: demo
+demo: tools ## issue and rotate a certificate on two real Envoys; KEEP=1 leaves all running
+	@go build -o .tools/bin/demo ./internal/demo
+	@KEEP=$(KEEP) .tools/bin/demo
+
+.PHONY: demo-stop
+demo-stop: ## end what "make demo KEEP=1" has left running
+	@go build -o .tools/bin/demo ./internal/demo
+	@.tools/bin/demo stop
+
+.PHONY: vuln
+vuln: ## look for known vulnerabilities (VULNDB: another database); fails when the database cannot be read
+	@GOBIN="$(CURDIR)/.tools/bin" go install $(GOVULNCHECK)
+	@code=0; .tools/bin/govulncheck -db "$(VULNDB)" ./... || code=$$?; \
+	case $$code in \
+	  0) ;; \
+	  3) echo "vuln: vulnerabilities found" >&2; exit 3 ;; \
+	  *) echo "vuln: NOT CHECKED: govulncheck failed (exit code $$code). Nothing is known about vulnerabilities." >&2; \
+	     echo "hint: is the database $(VULNDB) reachable? Another one: make vuln VULNDB=file:///path" >&2; exit 4 ;; \
+	esac
+
+.PHONY: clean
+clean: ## remove what was built, and the demo's files; .tools/ stays
+	rm -rf bin .demo coverage.*

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/internal/bootstrap"
+)
+
+func (c *cli) envoy() *cobra.Command {
+	cmd := &cobra.Command{Use: "envoy", Short: "Configuration for Envoys", GroupID: "node"}
+	cmd.AddCommand(c.envoyBootstrap())
+	return parent(cmd)
+}
+
+// bootstrapFlags are what the server cannot know about an Envoy.
+type bootstrapFlags struct {
+	group, node, identity, sds   string
+	https, http, admin           string
+	sotw                         bool
+	secrets                      []string
+	ads, onDemand, channelSecret bool
+}
+
+func (c *cli) envoyBootstrap() *cobra.Command {
+	var f bootstrapFlags
+	cmd := &cobra.Command{
+		Use: "bootstrap --group G", Short: "Print an Envoy configuration that boots", Args: cobra.NoArgs,
+		Long: `Prints a whole Envoy configuration for a node of the group: delta SDS from this server for every certificate that the group may have, a plain
+HTTP listener that routes ACME HTTP-01 challenges here and redirects the rest to HTTPS, and settings that were measured to matter.
+
+Over TCP the files of "identity issue --out DIR" are expected in --identity. With --channel-secret the small second file is printed that lets
+Envoy take up a renewed client certificate without a restart; store it as DIR/channel.yaml and it is referenced.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.ads {
+				return usage("not supported yet: envoy bootstrap --ads")
+			}
+			if f.onDemand {
+				return usage("not supported yet: envoy bootstrap --on-demand")
+			}
+			text, err := c.renderBootstrap(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			_, err = c.out.Write(text)
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.group, "group", "", "the node's `group`")
+	flags.StringVar(&f.node, "node", "", "node.id (default: the host name)")
+	flags.StringVar(&f.identity, "identity", "/etc/envoy/sds", "`directory` with tls.crt, tls.key and ca.crt, for TCP")
+	flags.StringVar(&f.sds, "sds-address", "", "HOST:PORT at which Envoy reaches this server (default: the listener's own address)")
+	flags.StringVar(&f.https, "https", "0.0.0.0:443", "address of the TLS listener; empty for none")
+	flags.StringVar(&f.http, "http", "0.0.0.0:80", "address of the plain HTTP listener; empty for none")
+	flags.StringVar(&f.admin, "admin", "127.0.0.1:9901", "address of Envoy's admin interface")
+	flags.StringArrayVar(&f.secrets, "secret", nil, "only this `secret`, also one that does not exist yet; repeat it (default: all that the group may have)")
+	flags.BoolVar(&f.sotw, "sotw", false, "state of the world instead of delta")
+	flags.BoolVar(&f.ads, "ads", false, "one ADS stream for all secrets")
+	flags.BoolVar(&f.onDemand, "on-demand", false, "secrets on demand by SNI")
+	flags.BoolVar(&f.channelSecret, "channel-secret", false, "print the file for the renewal of the client certificate instead")
+	_ = cmd.MarkFlagRequired("group")
+	c.completeGroups(cmd, "group")
+	return cmd
+}
+
+func (c *cli) renderBootstrap(ctx context.Context, f bootstrapFlags) ([]byte, error) {
+	var info admin.BootstrapInfo
+	if err := c.get(ctx, "/v1/bootstrap/"+url.PathEscape(f.group), &info); err != nil {
+		return nil, err
+	}
+	o, err := f.options(info)
+	if err != nil {
+		return nil, err
+	}
+	if f.channelSecret {
+		if info.Unix {
+			return nil, usage("group %q is served on a Unix socket: there is no client certificate", f.group)
+		}
+		return bootstrap.ChannelSecret(o.SDS)
+	}
+	return bootstrap.Render(o)
+}
+
+func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, error) {
+	o := bootstrap.Options{
+		NodeID: f.node, Cluster: f.group, AdminAddress: f.admin, HTTPSAddress: f.https, HTTPAddress: f.http,
+		ChallengeAddress: info.Challenge, API: bootstrap.Delta,
+	}
+	if f.sotw {
+		o.API = bootstrap.SotW
+	}
+	if o.NodeID == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return o, fmt.Errorf("host name: %w", err)
+		}
+		o.NodeID = host
+	}
+	for _, s := range f.wanted(info.Secrets) {
+		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: s.Name, DNSNames: s.DNSNames})
+	}
+	if len(o.Secrets) == 0 {
+		o.HTTPSAddress = ""
+	}
+	if info.Unix {
+		o.SDS = bootstrap.SDS{UnixPath: info.Listener}
+		return o, nil
+	}
+	address := info.Listener
+	if f.sds != "" {
+		address = f.sds
+	}
+	dir, err := filepath.Abs(f.identity)
+	if err != nil {
+		return o, fmt.Errorf("identity directory: %w", err)
+	}
+	o.SDS = bootstrap.SDS{
+		Address: address, CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key"), CAFile: filepath.Join(dir, "ca.crt"),
+		ServerName: serverName(address, info.Server), Insecure: info.Plaintext,
+	}
+	if info.Plaintext {
+		o.SDS.CertFile, o.SDS.KeyFile, o.SDS.CAFile = "", "", ""
+	} else if _, err := os.Stat(filepath.Join(dir, "channel.yaml")); err == nil {
+		o.SDS.ChannelSDSFile = filepath.Join(dir, "channel.yaml")
+	}
+	return o, nil
+}
+
+// wanted are the secrets that were asked for, with their names as far as they are known.
+func (f bootstrapFlags) wanted(known []admin.BootstrapSecret) []admin.BootstrapSecret {
+	if len(f.secrets) == 0 {
+		return known
+	}
+	var out []admin.BootstrapSecret
+	for _, name := range f.secrets {
+		one := admin.BootstrapSecret{Name: name}
+		if i := slices.IndexFunc(known, func(s admin.BootstrapSecret) bool { return s.Name == name }); i >= 0 {
+			one = known[i]
+		}
+		out = append(out, one)
+	}
+	return out
+}
+
+// serverName is what Envoy checks in the server's certificate: the host that it dials if the certificate names it, else the first name.
+func serverName(address string, names []string) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil || len(names) == 0 {
+		return ""
+	}
+	for _, n := range names {
+		if n == host {
+			return host
+		}
+	}
+	return names[0]
+}

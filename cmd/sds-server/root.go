@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/internal/config"
+)
+
+const defaultConfig = "/etc/sds-server/sds-server.yaml"
+
+// cli is what every command has.
+type cli struct {
+	in        io.Reader
+	out, errs io.Writer
+
+	file   string // -c
+	format string // -o
+}
+
+func (c *cli) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sds-server",
+		Short: "Secret discovery server for fleets of Envoys: ACME certificates, staged by SDS",
+		Long: `sds-server gives a fleet of Envoys their TLS secrets by SDS, keeps them fresh from ACME certificate
+authorities, and moves every change through the fleet in waves: canary group first, then the rest, or back.
+
+Commands talk to the running server on its admin socket (admin.address in the configuration file). Offline are
+init, validate, version, completion and store.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 server not reachable.`,
+		SilenceErrors: true, SilenceUsage: true, Version: version,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if c.format != "table" && c.format != "json" {
+				return usage("output format %q: table or json", c.format)
+			}
+			return nil
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err.Error()} })
+	flags := root.PersistentFlags()
+	flags.StringVarP(&c.file, "config", "c", defaultConfig, "configuration `file`")
+	flags.StringVarP(&c.format, "output", "o", "table", "output `format`: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = root.MarkPersistentFlagFilename("config", "yaml", "yml")
+	for _, g := range []*cobra.Group{
+		{ID: "server", Title: "Server:"}, {ID: "look", Title: "Looking:"}, {ID: "change", Title: "Changing:"}, {ID: "node", Title: "Nodes:"},
+	} {
+		root.AddGroup(g)
+	}
+	root.AddCommand(
+		c.serve(), c.validate(), c.init(), c.version(), c.store(),
+		c.status(), c.nodes(), c.secrets(), c.snapshots(), c.rollout(),
+		c.renew(), c.promote(), c.rollback(),
+		c.identity(), c.envoy(),
+	)
+	refuseUnbuilt(root)
+	root.SetHelpCommandGroupID("server")
+	root.SetCompletionCommandGroupID("server")
+	return root
+}
+
+// usageError is a wrong command line: exit code 2.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// hinted is an error with what to do about it.
+type hinted struct {
+	error
+	hint string
+}
+
+func (h *hinted) Unwrap() error { return h.error }
+
+// client returns a client for the server that the configuration file names.
+func (c *cli) client() (*admin.Client, error) {
+	socket, err := config.AdminSocket(c.file)
+	if err != nil {
+		return nil, err
+	}
+	return admin.NewClient(socket), nil
+}
+
+func (c *cli) get(ctx context.Context, path string, v any) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return client.Get(ctx, path, v)
+}
+
+func (c *cli) post(ctx context.Context, path string, body, v any) error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return client.Post(ctx, path, body, v)
+}
+
+// report prints an error for a person or, with -o json, for a program, and returns the exit code.
+func (c *cli) report(err error) int {
+	code, hint := classify(err)
+	if c.format == "json" {
+		_ = writeJSON(c.errs, admin.Error{Message: err.Error(), Hint: hint})
+		return code
+	}
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		_, _ = fmt.Fprintf(c.errs, "error: %s: %d %s\n", c.file, len(problems), plural(len(problems), "problem"))
+		for _, p := range problems {
+			_, _ = fmt.Fprintf(c.errs, "  %s\n", p)
+		}
+		return code
+	}
+	_, _ = fmt.Fprintf(c.errs, "error: %s\n", strings.TrimSpace(err.Error()))
+	if hint != "" {
+		_, _ = fmt.Fprintf(c.errs, "hint: %s\n", hint)
+	}
+	return code
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return noun
+	}
+	return noun + "s"
+}

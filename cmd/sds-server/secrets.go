@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sds-server/sds-server/internal/admin"
+)
+
+func (c *cli) secrets() *cobra.Command {
+	cmd := &cobra.Command{Use: "secrets", Short: "Secrets and their versions; import a pair", GroupID: "look"}
+	cmd.AddCommand(c.secretsList(), c.secretsShow(), c.secretsHistory(), c.secretsImport(), c.secretsRelease())
+	return parent(cmd)
+}
+
+// parent makes a command that only has subcommands say so when it is called alone or with a wrong one.
+func parent(cmd *cobra.Command) *cobra.Command {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return usage("unknown command %q for %q", args[0], cmd.CommandPath())
+	}
+	return cmd
+}
+
+func (c *cli) secretsList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "Every secret with its newest version", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var s admin.Secrets
+			if err := c.get(cmd.Context(), "/v1/secrets", &s); err != nil {
+				return err
+			}
+			return c.print(s, func(w io.Writer) error {
+				t := newTable("SECRET", "KIND", "VERSION", "SERIAL", "EXPIRES IN", "VERSIONS", "SOURCE")
+				for _, h := range s.Secrets {
+					t.add(h.Name, h.Kind, short(h.Version), shortText(&h.Serial), until(&h.NotAfter, time.Now()), fmt.Sprint(h.Versions), h.Source)
+				}
+				return t.write(w)
+			})
+		},
+	}
+}
+
+func (c *cli) secretsShow() *cobra.Command {
+	return &cobra.Command{
+		Use: "show NAME", Short: "Every stored version of a secret in full; never a key", Args: cobra.ExactArgs(1), ValidArgsFunction: c.secretNames,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := c.secret(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return c.print(s, func(w io.Writer) error { return writeSecret(w, s) })
+		},
+	}
+}
+
+func (c *cli) secretsHistory() *cobra.Command {
+	return &cobra.Command{
+		Use: "history NAME", Short: "The versions of a secret, the newest first", Args: cobra.ExactArgs(1), ValidArgsFunction: c.secretNames,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := c.secret(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return c.print(s, func(w io.Writer) error {
+				t := newTable("VERSION", "STATE", "CREATED", "SERIAL", "EXPIRES IN", "ISSUER", "GROUPS")
+				for _, v := range s.Versions {
+					t.add(short(v.Version), v.State, v.Created.Format(time.RFC3339), shortText(&v.Serial), until(&v.NotAfter, time.Now()),
+						text(v.Issuer), strings.Join(v.Groups, ","))
+				}
+				return t.write(w)
+			})
+		},
+	}
+}
+
+func (c *cli) secret(ctx context.Context, name string) (admin.Secret, error) {
+	var s admin.Secret
+	return s, c.get(ctx, "/v1/secrets/"+url.PathEscape(name), &s)
+}
+
+func writeSecret(w io.Writer, s admin.Secret) error {
+	for _, v := range s.Versions {
+		t := newTable("SECRET", s.Name)
+		t.add("VERSION", v.Version)
+		t.add("STATE", v.State)
+		t.add("CREATED", v.Created.Format(time.RFC3339))
+		t.add("ISSUER", text(v.Issuer))
+		t.add("SERIAL", v.Serial)
+		t.add("SHA-256", v.SHA256)
+		t.add("DNS NAMES", strings.Join(v.DNSNames, ", "))
+		t.add("NOT BEFORE", v.NotBefore.Format(time.RFC3339))
+		t.add("NOT AFTER", v.NotAfter.Format(time.RFC3339))
+		t.add("KEY TYPE", v.KeyType)
+		t.add("GROUPS", strings.Join(v.Groups, ", "))
+		if err := t.write(w); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(w, "%s\n", v.ChainPEM); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+	}
+	return nil
+}
+
+func (c *cli) secretsImport() *cobra.Command {
+	var chain, key, reason string
+	cmd := &cobra.Command{
+		Use: "import NAME --chain FILE --key FILE", Short: "Take in a certificate that was issued elsewhere", Args: cobra.ExactArgs(1),
+		Long: `Takes in a certificate chain (PEM, leaf first) and its private key (PEM) under a name of its own. The pair has to pass every rule that an
+issued certificate has to pass; what Envoy or a client would reject is refused here. The command reads the files itself.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req := admin.ImportRequest{Name: args[0], Reason: reason}
+			for path, into := range map[string]*string{chain: &req.ChainPEM, key: &req.KeyPEM} {
+				b, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				*into = string(b)
+			}
+			var a admin.Accepted
+			if err := c.post(cmd.Context(), "/v1/secrets", req, &a); err != nil {
+				return err
+			}
+			return c.print(a, func(io.Writer) error {
+				return c.printf("imported %s version %s (serial %s); rollout %s, snapshot %d\n", a.Name, short(a.Version), a.Serial, text(a.Rollout), a.Snapshot)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&chain, "chain", "", "`file` with the certificate chain, leaf first")
+	cmd.Flags().StringVar(&key, "key", "", "`file` with the private key")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the log")
+	_ = cmd.MarkFlagRequired("chain")
+	_ = cmd.MarkFlagRequired("key")
+	return cmd
+}
+
+func (c *cli) secretsRelease() *cobra.Command {
+	var version string
+	cmd := &cobra.Command{
+		Use: "release NAME", Short: "Let held versions of a secret go again", Args: cobra.ExactArgs(1), ValidArgsFunction: c.secretNames,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var r admin.Released
+			path := "/v1/secrets/" + url.PathEscape(args[0]) + "/release?" + query("version", version)
+			if err := c.post(cmd.Context(), path, struct{}{}, &r); err != nil {
+				return err
+			}
+			return c.print(r, func(io.Writer) error {
+				return c.printf("released %d %s of %s\n", r.Released, plural(r.Released, "version"), r.Name)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&version, "version", "", "only this `version` (12 or more digits)")
+	return cmd
+}
+
+// query builds one parameter of a URL.
+func query(key, value string) string { return url.Values{key: {value}}.Encode() }
+
+// secretNames completes the names of secrets from the running server.
+func (c *cli) secretNames(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var s admin.Secrets
+	if len(args) > 0 || c.get(cmd.Context(), "/v1/secrets", &s) != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	names := make([]string, 0, len(s.Secrets))
+	for _, h := range s.Secrets {
+		names = append(names, h.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeGroups completes a flag with the names of the groups of the running server.
+func (c *cli) completeGroups(cmd *cobra.Command, flag string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		var s admin.Status
+		if c.get(cmd.Context(), "/v1/status", &s) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		names := make([]string, 0, len(s.Groups))
+		for _, g := range s.Groups {
+			names = append(names, g.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sds-server/sds-server/internal/admin"
+)
+
+// watchInterval is how often a --watch looks again.
+const watchInterval = time.Second
+
+func (c *cli) status() *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Certificates, groups, rollouts and issuers at a glance", GroupID: "look", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.repeat(cmd.Context(), watch, func(ctx context.Context) error {
+				var s admin.Status
+				if err := c.get(ctx, "/v1/status", &s); err != nil {
+					return err
+				}
+				return c.print(s, func(w io.Writer) error { return writeStatus(w, s, time.Now()) })
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "look again every second, until interrupted")
+	return cmd
+}
+
+func (c *cli) nodes() *cobra.Command {
+	var watch bool
+	var group string
+	cmd := &cobra.Command{
+		Use: "nodes", Short: "Every Envoy: what it should have, was sent, ACKed and NACKed", GroupID: "look", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.repeat(cmd.Context(), watch, func(ctx context.Context) error {
+				var n admin.Nodes
+				if err := c.get(ctx, "/v1/nodes?"+query("group", group), &n); err != nil {
+					return err
+				}
+				return c.print(n, func(w io.Writer) error { return writeNodes(w, n, time.Now()) })
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "look again every second, until interrupted")
+	cmd.Flags().StringVar(&group, "group", "", "only this `group`")
+	c.completeGroups(cmd, "group")
+	return cmd
+}
+
+// repeat shows something once, or again and again on a cleared screen.
+func (c *cli) repeat(ctx context.Context, watch bool, show func(context.Context) error) error {
+	if !watch {
+		return show(ctx)
+	}
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		if c.format == "table" {
+			if err := c.printf("\x1b[H\x1b[2J"); err != nil {
+				return err
+			}
+		}
+		if err := show(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
+	state := "ready"
+	if !s.Ready {
+		state = "not ready"
+	}
+	if _, err := fmt.Fprintf(w, "sds-server %s: %s, latest snapshot %d\n", s.Version, state, s.SnapshotLatest); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	if !s.Config.OK {
+		if _, err := fmt.Fprintf(w, "configuration: the last reload was refused, the one of %s is in force: %s\n",
+			s.Config.LoadedAt.Format(time.RFC3339), text(s.Config.Error)); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+	}
+	certs := newTable("CERTIFICATE", "STATE", "VERSION", "SERIAL", "EXPIRES IN", "RENEWS IN", "GROUPS", "ERROR")
+	for _, cert := range s.Certificates {
+		certs.add(cert.Name, cert.State, shortVersion(cert.Version), shortText(cert.Serial), until(cert.NotAfter, now), until(cert.NextRenewal, now),
+			groupVersions(cert.Groups), certificateError(cert.Error))
+	}
+	groups := newTable("GROUP", "SNAPSHOT", "CONNECTED", "SYNCED", "STALE", "NACKED")
+	for _, g := range s.Groups {
+		groups.add(g.Name, fmt.Sprint(g.Snapshot), fmt.Sprint(g.Connected), fmt.Sprint(g.Synced), fmt.Sprint(g.Stale), fmt.Sprint(g.Nacked))
+	}
+	rollouts := newTable("ROLLOUT", "STATE")
+	for _, r := range s.Rollouts {
+		rollouts.add(fmt.Sprint(r.ID), string(r.State))
+	}
+	held := newTable("HELD", "VERSION", "KIND", "SINCE", "REASON")
+	for _, h := range s.Held {
+		held.add(h.Secret, h.Version.Short(), string(h.Kind), ago(now.Sub(h.Since))+" ago", h.Reason)
+	}
+	return writeTables(w, certs, groups, rollouts, held)
+}
+
+// writeTables prints the tables that have rows, with an empty line before each.
+func writeTables(w io.Writer, tables ...*table) error {
+	for _, t := range tables {
+		if len(t.rows) == 0 {
+			continue
+		}
+		if _, err := fmt.Fprintln(w); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		if err := t.write(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func groupVersions(groups []admin.GroupVersion) string {
+	parts := make([]string, 0, len(groups))
+	for _, g := range groups {
+		parts = append(parts, g.Name+"="+shortVersion(g.Version))
+	}
+	return strings.Join(parts, " ")
+}
+
+func certificateError(e *admin.CertificateError) string {
+	if e == nil {
+		return none
+	}
+	return fmt.Sprintf("%s (%d %s): %s", e.Kind, e.Attempts, plural(e.Attempts, "attempt"), e.Message)
+}
+
+func shortText(s *string) string {
+	if s == nil {
+		return none
+	}
+	if len(*s) > 20 {
+		return (*s)[:20] + "…"
+	}
+	return *s
+}
+
+func writeNodes(w io.Writer, n admin.Nodes, now time.Time) error {
+	t := newTable("NODE", "GROUP", "STATE", "TRANSPORT", "PROTOCOL", "SINCE", "SECRET", "WANT", "SENT", "ACKED", "NACKED")
+	for _, node := range n.Nodes {
+		since := none
+		if node.Since != nil {
+			since = ago(now.Sub(*node.Since))
+		}
+		first := []string{node.ID, node.Group, node.State, node.Transport, node.Protocol, since}
+		if len(node.Secrets) == 0 {
+			t.add(append(first, none, none, none, none, none)...)
+		}
+		for _, s := range node.Secrets {
+			t.add(append(first, s.Name, shortVersion(s.Want), versionAt(s.Sent), versionAt(s.Acked), nackedAt(s.Nacked))...)
+			first = []string{"", "", "", "", "", ""}
+		}
+	}
+	if len(t.rows) == 0 {
+		_, err := fmt.Fprintln(w, "no node has connected")
+		return err
+	}
+	return t.write(w)
+}
+
+func versionAt(v *admin.VersionAt) string {
+	if v == nil {
+		return none
+	}
+	return short(v.Version)
+}
+
+func nackedAt(v *admin.NackedAt) string {
+	if v == nil {
+		return none
+	}
+	return short(v.Version) + " " + v.Message
+}

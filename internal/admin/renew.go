@@ -1,0 +1,169 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/rollout"
+)
+
+// pollInterval is how often a renewal that waits for its rollout looks.
+const pollInterval = 10 * time.Millisecond
+
+// renew answers with a line for each step, and one for the result. The order goes on when the peer goes away.
+func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
+	var req RenewRequest
+	if err := body(r, &req); err != nil {
+		answerError(w, err)
+		return
+	}
+	log := s.Log.With("operation", "renew", "by", peerOf(r.Context()).String(), "secret", req.Name)
+	log.InfoContext(r.Context(), "operator command", "force", req.Force, "wait", req.Wait, "reason", req.Reason)
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	flow := renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()}
+	result, err := flow.run(r.Context())
+	if err != nil {
+		log.WarnContext(r.Context(), "renewal failed", "err", err)
+		_, e := describe(err)
+		if failed, ok := errors.AsType[*issuer.Error](err); ok {
+			e.Hint = failed.Hint
+		}
+		flow.say(Renewal{Error: e})
+		return
+	}
+	flow.say(Renewal{Result: result})
+}
+
+// renewal is one request under way.
+type renewal struct {
+	server  *Server
+	request RenewRequest
+	out     *json.Encoder
+	flush   func() error
+	begin   time.Time
+}
+
+// say sends a line. A peer that went away has no use for an error: its context ends the request.
+func (f *renewal) say(line Renewal) {
+	_ = f.out.Encode(line)
+	_ = f.flush()
+}
+
+func (f *renewal) run(ctx context.Context) (*Renewed, error) {
+	accepted, err := f.issue(ctx)
+	if err != nil {
+		return nil, err
+	}
+	result := &Renewed{Name: f.request.Name}
+	if f.request.Wait == "" {
+		return result, nil
+	}
+	if err := f.describe(ctx, accepted, result); err != nil {
+		return nil, err
+	}
+	result.IssuedSeconds = new(time.Since(f.begin).Seconds())
+	if f.request.Wait == "issued" {
+		return result, nil
+	}
+	if err := f.await(ctx, accepted.Rollout); err != nil {
+		return nil, err
+	}
+	result.DoneSeconds = new(time.Since(f.begin).Seconds())
+	return result, nil
+}
+
+// issue orders the certificate and passes its steps on. Without a wait it returns as soon as the order has begun.
+func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type outcome struct {
+		accepted issuer.Accepted
+		err      error
+	}
+	steps, done := make(chan issuer.Step, 1), make(chan outcome, 1)
+	go func() {
+		a, err := f.server.Issuer.Renew(ctx, f.request.Name, issuer.Renewal{Force: f.request.Force, Progress: func(step issuer.Step) {
+			select {
+			case steps <- step:
+			case <-ctx.Done():
+			}
+		}})
+		done <- outcome{a, err}
+	}()
+	for {
+		select {
+		case step := <-steps:
+			if f.request.Wait == "" && step != issuer.StepQueued {
+				cancel() // only the wait ends
+				<-done
+				return issuer.Accepted{}, nil
+			}
+			f.say(Renewal{Step: string(step)})
+		case o := <-done:
+			return o.accepted, explain(f.request.Name, o.err)
+		}
+	}
+}
+
+// explain gives the loop's own errors a hint.
+func explain(name string, err error) error {
+	if errors.Is(err, issuer.ErrUnknown) {
+		return fail(http.StatusNotFound, "no certificate named "+strconv.Quote(name)+" is configured", "see `status` for those that are; imported secrets are replaced by `secrets import`")
+	}
+	if _, ok := errors.AsType[*issuer.NotDueError](err); ok {
+		return fail(http.StatusConflict, err.Error(), "--force orders it now")
+	}
+	return err
+}
+
+func (f *renewal) describe(ctx context.Context, accepted issuer.Accepted, result *Renewed) error {
+	metas, err := f.server.Cache.Versions(ctx, f.request.Name)
+	if err != nil {
+		return err
+	}
+	for _, m := range metas {
+		if m.Version == accepted.Version {
+			result.Serial = &m.Serial
+		}
+	}
+	result.Version = optionalVersion(accepted.Version)
+	result.Snapshot, result.Rollout = optional(accepted.Snapshot), optional(accepted.Rollout)
+	return nil
+}
+
+// await returns when a rollout has ended well.
+func (f *renewal) await(ctx context.Context, id uint64) error {
+	if id == 0 {
+		return nil
+	}
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	said := ""
+	for {
+		r, err := f.server.Rollout.Rollout(ctx, id)
+		if err != nil {
+			return err
+		}
+		if text := fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason); text != said {
+			said = text
+			f.say(Renewal{Step: text})
+		}
+		switch {
+		case r.State == rollout.Done:
+			return nil
+		case r.State.Ended():
+			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package admin
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/rollout"
+	"github.com/sds-server/sds-server/pkg/sds"
+)
+
+func (s *Server) status(*http.Request) (any, error) {
+	live := s.Live()
+	out := Status{
+		Version: s.Version, Leader: true, Ready: live.Ready, Config: live.Config, SnapshotLatest: s.Cache.Latest(),
+		Certificates: []CertificateStatus{}, Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: s.Rollout.Holds(),
+	}
+	down := map[string]bool{}
+	for _, st := range s.Issuer.Status() {
+		out.Certificates = append(out.Certificates, s.certificate(st, live))
+		if st.Failure != nil && st.Failure.Kind == issuer.KindTemporary {
+			down[st.Issuer] = true
+		}
+	}
+	slices.SortFunc(out.Certificates, func(a, b CertificateStatus) int { return compare(a.Name, b.Name) })
+	for _, r := range s.Rollout.Active() {
+		out.Rollouts = append(out.Rollouts, RolloutState{ID: r.ID, State: r.State})
+	}
+	for _, i := range live.Issuers {
+		out.Issuers = append(out.Issuers, IssuerStatus{Name: i, Up: !down[i], Limits: []Limit{}})
+	}
+	slices.SortFunc(out.Issuers, func(a, b IssuerStatus) int { return compare(a.Name, b.Name) })
+	if out.Held == nil {
+		out.Held = []rollout.Hold{}
+	}
+	return out, nil
+}
+
+// certificate joins what the issuance loop knows with what the groups serve.
+func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
+	out := CertificateStatus{
+		Name: st.Name, State: string(st.State), NextRenewal: optionalTime(st.NextRenewal), LastRenewal: optionalTime(st.LastRenewal),
+		Groups: []GroupVersion{},
+	}
+	if e := st.Failure; e != nil {
+		out.Error = &CertificateError{Kind: string(e.Kind), Message: e.Message, At: e.At.UTC(), Attempts: e.Attempts}
+	}
+	var newest cache.Meta
+	for _, g := range live.Groups {
+		at, ok := s.Cache.At(g.Name)
+		if !ok {
+			continue
+		}
+		version, _ := at.Secrets.Version(st.Name)
+		out.Groups = append(out.Groups, GroupVersion{Name: g.Name, Version: optionalVersion(version)})
+		if m, ok := s.Cache.Meta(st.Name, version); ok && m.Created.After(newest.Created) {
+			newest = m
+		}
+	}
+	slices.SortFunc(out.Groups, func(a, b GroupVersion) int { return compare(a.Name, b.Name) })
+	if newest.Version != "" {
+		out.Version, out.Serial, out.Issuer = optionalVersion(newest.Version), &newest.Serial, optional(newest.Issuer)
+		out.NotBefore, out.NotAfter = optionalTime(newest.NotBefore), optionalTime(newest.NotAfter)
+	}
+	return out
+}
+
+func (s *Server) groups(live Live) []GroupStatus {
+	counts := map[string]*GroupStatus{}
+	out := make([]GroupStatus, len(live.Groups))
+	for i, g := range live.Groups {
+		out[i] = GroupStatus{Name: g.Name}
+		if at, ok := s.Cache.At(g.Name); ok {
+			out[i].Snapshot = at.Number
+		}
+		counts[g.Name] = &out[i]
+	}
+	for _, n := range s.SDS.Nodes() {
+		g, ok := counts[n.Group]
+		if !ok {
+			continue
+		}
+		if n.Connected {
+			g.Connected++
+		}
+		switch n.State {
+		case sds.Synced:
+			g.Synced++
+		case sds.Stale:
+			g.Stale++
+		case sds.Nacked:
+			g.Nacked++
+		case sds.Offline:
+		}
+	}
+	slices.SortFunc(out, func(a, b GroupStatus) int { return compare(a.Name, b.Name) })
+	return out
+}
+
+func (s *Server) nodes(r *http.Request) (any, error) {
+	group := r.URL.Query().Get("group")
+	live := s.Live()
+	if group != "" && !slices.ContainsFunc(live.Groups, func(g Group) bool { return g.Name == group }) {
+		return nil, unknownGroup(live, group)
+	}
+	out := Nodes{Nodes: []Node{}}
+	for _, n := range s.SDS.Nodes() {
+		if group == "" || n.Group == group {
+			out.Nodes = append(out.Nodes, node(n))
+		}
+	}
+	return out, nil
+}
+
+func node(n sds.Node) Node {
+	out := Node{
+		ID: n.ID, Group: n.Group, Identity: n.Identity, Transport: string(n.Transport), Protocol: string(n.Protocol), Connected: n.Connected,
+		Since: optionalTime(n.Since), Snapshot: n.Snapshot, State: string(n.State), Secrets: []NodeSecret{},
+	}
+	for _, s := range n.Secrets {
+		one := NodeSecret{Name: s.Name, Want: optionalVersion(s.Want), Sent: versionAt(s.Sent), Acked: versionAt(s.Acked)}
+		if s.Nacked != nil {
+			one.Nacked = &NackedAt{Version: string(s.Nacked.Version), At: s.Nacked.At.UTC(), Message: s.Nacked.Message}
+		}
+		out.Secrets = append(out.Secrets, one)
+	}
+	return out
+}
+
+func versionAt(v *sds.VersionAt) *VersionAt {
+	if v == nil {
+		return nil
+	}
+	return &VersionAt{Version: string(v.Version), At: v.At.UTC().Truncate(time.Microsecond)}
+}

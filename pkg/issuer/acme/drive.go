@@ -1,0 +1,311 @@
+package acme
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	legoacme "github.com/go-acme/lego/v4/acme"
+	"github.com/go-acme/lego/v4/acme/api"
+
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+const (
+	// firstPoll is the wait before the first look at an order; the others double from nextPoll to slowestPoll, unless the CA
+	// asks for another time.
+	firstPoll   = 5 * time.Millisecond
+	nextPoll    = 20 * time.Millisecond
+	slowestPoll = time.Second
+	// longestPoll is the most that a Retry-After can put off the next look at an order.
+	longestPoll = 10 * time.Second
+	// patience is the longest Retry-After that is waited for inside of an order; for a longer one the order rests.
+	patience = 5 * time.Second
+	// repeatFor bounds the repetitions of one idempotent request.
+	repeatFor = time.Minute
+	// finalizeTries bounds how often finalize is sent for an order that stays ready.
+	finalizeTries = 5
+)
+
+// driver carries one order from where the CA says it stands to the certificate.
+type driver struct {
+	*Issuer
+	request issuer.Request
+	order   *order
+	key     accountKey
+
+	state     *legoacme.Order
+	wait      time.Duration // before the next look at the order
+	cleanUp   func()        // ends the challenges; nil until they were answered
+	finalizes int
+}
+
+// drive returns the certificate of an order. state is what the CA has just said of it, or nil. An order that is dead is deleted
+// from the store, and the error is errOrderDead; after every other error it is still there.
+func (i *Issuer) drive(ctx context.Context, request issuer.Request, o *order, state *legoacme.Order) (*secret.Secret, error) {
+	key, err := i.ensureAccount(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	d := &driver{Issuer: i, request: request, order: o, key: key, state: state, wait: firstPoll}
+	if key.kid != o.Account {
+		return nil, d.dead(ctx, &issuer.Error{Kind: issuer.KindRejected, Issuer: i.options.Name, Message: "order: it belongs to an account that is not used any more"})
+	}
+	defer d.endChallenges()
+	for {
+		if d.state == nil {
+			if err := d.look(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if d.state.Status == legoacme.StatusValid {
+			return d.download(ctx)
+		}
+		if err := d.step(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// step does what the order's status asks for. Afterwards state is new, or nil.
+func (d *driver) step(ctx context.Context) error {
+	if d.state.Status != legoacme.StatusPending {
+		d.endChallenges()
+	}
+	switch d.state.Status {
+	case legoacme.StatusPending:
+		if d.cleanUp == nil {
+			d.request.Progress(issuer.StepChallenges)
+			if err := d.answerChallenges(ctx); err != nil {
+				return err
+			}
+		}
+	case legoacme.StatusReady:
+		d.request.Progress(issuer.StepFinalizing)
+		return d.finalize(ctx)
+	case legoacme.StatusProcessing:
+	case legoacme.StatusInvalid:
+		return d.dead(ctx, d.reason(ctx))
+	default:
+		return d.dead(ctx, &issuer.Error{
+			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: fmt.Sprintf("order: its status is %q", printable(d.state.Status)),
+		})
+	}
+	d.state = nil
+	return sleep(ctx, d.wait)
+}
+
+// look asks for the order, and sets when to ask again. The order is asked, not its authorizations: one request tells of all of
+// them, and Pebble v2.10.1 deadlocks when authorizations are read while orders are placed.
+func (d *driver) look(ctx context.Context) error {
+	var got legoacme.ExtendedOrder
+	var retryAfter time.Duration
+	err := d.repeat(ctx, func() error {
+		var err error
+		retryAfter, err = d.conn.ask(ctx, d.key, endpointOrder, func(core *api.Core) error {
+			var err error
+			got, err = core.Orders.Get(d.order.URL)
+			return err
+		})
+		return err
+	})
+	if err != nil {
+		return d.refused(ctx, "order", err)
+	}
+	d.state = &got.Order
+	switch {
+	case retryAfter > 0:
+		d.wait = min(retryAfter, longestPoll)
+	default:
+		d.wait = min(max(2*d.wait, nextPoll), slowestPoll)
+	}
+	return nil
+}
+
+// refused classifies err; where the CA refuses to hear of the order, the order is dead.
+func (d *driver) refused(ctx context.Context, doing string, err error) error {
+	err = d.classify(ctx, doing, err)
+	if e, ok := errors.AsType[*issuer.Error](err); ok && e.Kind == issuer.KindRejected {
+		return d.dead(ctx, e)
+	}
+	return err
+}
+
+// dead deletes the order and returns e as errOrderDead. When it cannot be deleted, the next Obtain will find it dead again.
+func (d *driver) dead(ctx context.Context, e *issuer.Error) error {
+	if err := d.dropOrder(ctx, d.order); err != nil {
+		return d.internal(fmt.Sprintf("%s; delete the order", e.Message), err)
+	}
+	e.Err = errors.Join(errOrderDead, e.Err)
+	return e
+}
+
+// finalize sends the request of a ready order (RFC 8555, Section 7.4). When that fails in whatever way, the order says what has
+// become of it: an answer that got lost is no reason to send it again.
+func (d *driver) finalize(ctx context.Context) error {
+	if d.order.Step != orderFinalizing {
+		d.order.Step = orderFinalizing
+		if err := d.saveOrder(ctx, d.order); err != nil {
+			return d.classify(ctx, "order", err)
+		}
+	}
+	d.wait = firstPoll
+	d.finalizes++
+	var got legoacme.ExtendedOrder
+	retryAfter, err := d.conn.ask(ctx, d.key, endpointFinalize, func(core *api.Core) error {
+		var err error
+		got, err = core.Orders.UpdateForCSR(d.state.Finalize, d.order.CSR)
+		return err
+	})
+	if err != nil {
+		return d.afterFinalize(ctx, d.classify(ctx, "finalize", err))
+	}
+	if retryAfter > 0 {
+		d.wait = min(retryAfter, longestPoll)
+	}
+	if got.Status == legoacme.StatusReady {
+		return d.afterFinalize(ctx, &issuer.Error{
+			Kind: issuer.KindTemporary, Issuer: d.options.Name, Message: "finalize: the order stays ready", Hint: hintNotACME,
+		})
+	}
+	d.state = &got.Order
+	return nil
+}
+
+// afterFinalize looks at the order whose finalize gave err. It returns nil to go on from there.
+func (d *driver) afterFinalize(ctx context.Context, err error) error {
+	e, ok := errors.AsType[*issuer.Error](err)
+	if !ok || ctx.Err() != nil || e.Kind == issuer.KindRateLimited {
+		return err
+	}
+	if err := d.look(ctx); err != nil {
+		return err
+	}
+	if d.state.Status != legoacme.StatusReady {
+		return nil
+	}
+	if e.Kind == issuer.KindRejected {
+		return d.dead(ctx, e)
+	}
+	if d.finalizes >= finalizeTries || e.RetryAfter > patience {
+		return err
+	}
+	return sleep(ctx, max(e.RetryAfter, repeatWait(d.finalizes)))
+}
+
+// download fetches the chain and judges it. A chain that is refused ends the order: the CA would send it again.
+func (d *driver) download(ctx context.Context) (*secret.Secret, error) {
+	d.request.Progress(issuer.StepDownloading)
+	if d.state.Certificate == "" {
+		return nil, d.dead(ctx, &issuer.Error{
+			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: "order: it is valid and has no certificate", Hint: hintNotACME,
+		})
+	}
+	chain, err := d.fetch(ctx)
+	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound {
+		// Some CAs say that an order is valid a moment before every one of their servers has the certificate.
+		if err := sleep(ctx, repeatWait(1)); err != nil {
+			return nil, err
+		}
+		chain, err = d.fetch(ctx)
+	}
+	if err != nil {
+		return nil, d.refused(ctx, "download the certificate", err)
+	}
+	s, err := d.judge(chain)
+	if rules := secret.Rules(err); len(rules) > 0 {
+		return nil, d.dead(ctx, d.badChain(err, rules))
+	}
+	if err != nil {
+		return nil, d.internal("certificate", err)
+	}
+	return s, nil
+}
+
+func (d *driver) fetch(ctx context.Context) (chain []byte, err error) {
+	err = d.repeat(ctx, func() error {
+		return d.conn.call(ctx, d.key, endpointCertificate, func(core *api.Core) error {
+			var err error
+			chain, _, err = core.Certificates.Get(d.state.Certificate, true)
+			return err
+		})
+	})
+	return chain, err
+}
+
+// judge applies every rule to a chain of the CA. Errors without a rule are our own.
+func (d *driver) judge(chain []byte) (*secret.Secret, error) {
+	key, err := decodeKey(d.order.Key)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := d.roots()
+	if err != nil {
+		return nil, fmt.Errorf("roots: %w", err)
+	}
+	s, err := secret.ParseCertificate(d.order.Secret, chain, []byte(d.order.Key))
+	if err != nil {
+		return nil, err
+	}
+	return s, s.Validate(time.Now(), secret.Expectation{
+		DNSNames: d.request.DNSNames, IPAddresses: d.request.IPAddresses, Roots: roots,
+		KeyType: d.request.KeyType, PublicKey: key.Public(),
+	})
+}
+
+// badChain is the refusal of what the CA issued.
+func (d *driver) badChain(err error, rules []secret.Rule) *issuer.Error {
+	e := &issuer.Error{
+		Kind: issuer.KindRejected, Issuer: d.options.Name, Err: err,
+		Message: fmt.Sprintf("the CA's certificate was refused %v: %s", rules, printable(err.Error())),
+		Hint:    "the certificate in use is served on; tell the CA, or use another issuer",
+	}
+	for _, rule := range rules {
+		switch rule {
+		case secret.RuleUntrusted:
+			e.Hint = "if that root is right, set roots_file of the issuer to it (or roots: unchecked, for a CA that is only for tests)"
+		case secret.RuleNotYetValid, secret.RuleExpired:
+			e.Hint = "compare this machine's clock with the right time"
+		}
+	}
+	return e
+}
+
+// repeat calls an idempotent request again while there is no answer, or one of a CA in trouble.
+func (d *driver) repeat(ctx context.Context, do func() error) error {
+	began := time.Now()
+	for try := 1; ; try++ {
+		err := do()
+		if err == nil || ctx.Err() != nil || time.Since(began) > repeatFor {
+			return err
+		}
+		f, ok := errors.AsType[*failure](err)
+		if !ok || !f.temporary() || f.retryAfter > patience {
+			return err
+		}
+		if sleep(ctx, max(f.retryAfter, repeatWait(try))) != nil {
+			return err // it says more than the end of the wait
+		}
+	}
+}
+
+// repeatWait doubles from 0.1 s to 5 s.
+func repeatWait(try int) time.Duration {
+	return min(100*time.Millisecond<<min(try-1, 10), 5*time.Second)
+}
+
+// temporary reports whether the same request may succeed in a moment.
+func (f *failure) temporary() bool {
+	if p := f.problem(); p != nil {
+		kind, _ := kindOf(p)
+		return kind == issuer.KindTemporary
+	}
+	if _, untrusted := errors.AsType[x509.UnknownAuthorityError](f.err); untrusted {
+		return false
+	}
+	return f.status == 0 || f.status >= http.StatusInternalServerError
+}

@@ -1,0 +1,214 @@
+package acme
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	legoacme "github.com/go-acme/lego/v4/acme"
+	"github.com/go-acme/lego/v4/acme/api"
+)
+
+// maxBody is the most that is read of an answer; longer ones are an error.
+const maxBody = 1 << 20
+
+// errBadNonce is what lego sees of a badNonce problem (RFC 8555, Section 6.5), so that it does not sleep and try again by
+// itself, where no context can cut it.
+var errBadNonce = errors.New("the CA refused the nonce")
+
+// exchange is one lego call: the http.RoundTripper of a Core that lives as long as the call. So it can bind the call's context
+// to each request, which lego cannot, and knows which answer belongs to the call. What calls share (connections, directory,
+// nonces) is in conn.
+type exchange struct {
+	ctx      context.Context //nolint:containedctx // lego passes none: this type exists to carry it to the request
+	conn     *conn
+	endpoint endpoint
+
+	// status and retryAfter are those of the last answer; 0 where there was none.
+	status     int
+	retryAfter time.Duration
+}
+
+// RoundTrip sends one request of lego and reads the whole answer, so that the deadline covers the body and the connection can
+// be used again even where lego forgets to close the body.
+func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
+	at := x.endpoint
+	switch {
+	case req.Method == http.MethodHead: // lego sends HEAD for a nonce alone
+		at = endpointNonce
+		if nonce := x.conn.popNonce(); nonce != "" {
+			return answer(req, http.Header{"Replay-Nonce": {nonce}}, nil), nil
+		}
+	case req.Method == http.MethodGet && req.URL.String() == x.conn.directoryURL:
+		at = endpointDirectory
+		if body := x.conn.cachedDirectory(time.Now()); body != nil {
+			return answer(req, http.Header{}, body), nil
+		}
+	}
+	x.status, x.retryAfter = 0, 0
+	resp, err := x.send(req)
+	if err != nil {
+		x.conn.count(at, failureCode(err))
+		return nil, err
+	}
+	x.conn.count(at, statusCode(resp.status))
+	x.status, x.retryAfter = resp.status, parseRetryAfter(resp.header.Get("Retry-After"), time.Now())
+	if at == endpointDirectory && resp.status == http.StatusOK {
+		x.conn.keepDirectory(resp.body, time.Now())
+	}
+	if at != endpointNonce {
+		x.conn.pushNonce(resp.header.Get("Replay-Nonce"))
+	}
+	if isBadNonce(resp) {
+		return nil, errBadNonce
+	}
+	r := answer(req, resp.header, resp.body)
+	r.StatusCode, r.Status = resp.status, strconv.Itoa(resp.status)
+	return r, nil
+}
+
+// rawAnswer is an answer that was read to its end.
+type rawAnswer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func (x *exchange) send(req *http.Request) (rawAnswer, error) {
+	ctx, cancel := context.WithTimeout(x.ctx, x.conn.requestTimeout)
+	defer cancel()
+	resp, err := x.conn.transport.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		return rawAnswer{}, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return rawAnswer{}, fmt.Errorf("read the answer: %w", err)
+	}
+	if len(body) > maxBody {
+		return rawAnswer{}, fmt.Errorf("an answer of more than %d bytes", maxBody)
+	}
+	return rawAnswer{status: resp.StatusCode, header: resp.Header, body: body}, nil
+}
+
+// answer makes a response from memory.
+func answer(req *http.Request, header http.Header, body []byte) *http.Response {
+	return &http.Response{
+		Status: "200 OK", StatusCode: http.StatusOK, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: req,
+	}
+}
+
+func isBadNonce(r rawAnswer) bool {
+	if r.status != http.StatusBadRequest {
+		return false
+	}
+	var problem struct {
+		Type string `json:"type"`
+	}
+	return json.Unmarshal(r.body, &problem) == nil && problem.Type == legoacme.BadNonceErr
+}
+
+// parseRetryAfter returns the time until the instant that a Retry-After header names (RFC 9110, Section 10.2.3), between 0 and
+// maxRetryAfter; 0 also for what cannot be read.
+func parseRetryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
+		return time.Duration(min(max(seconds, 0), int64(maxRetryAfter/time.Second))) * time.Second
+	}
+	at, err := http.ParseTime(value)
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(now), 0), maxRetryAfter)
+}
+
+// maxRetryAfter is the refill time of the slowest known limit (5 certificates for an exact set in 7 days). A CA that asks for
+// more is believed only so far.
+const maxRetryAfter = 7 * 24 * time.Hour
+
+// failure is a call that did not succeed, with what is known of the answer.
+type failure struct {
+	err        error
+	endpoint   endpoint
+	status     int
+	retryAfter time.Duration
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// problem returns the problem document of the answer (RFC 7807), or nil.
+func (f *failure) problem() *legoacme.ProblemDetails {
+	p, ok := errors.AsType[*legoacme.ProblemDetails](f.err)
+	if !ok {
+		return nil
+	}
+	return p
+}
+
+// badNonceTries is how often a request is signed again with a new nonce. At a CA that refuses every third nonce (Pebble can be
+// told to), ten failures in a row come once in 59,000 requests.
+const badNonceTries = 10
+
+// call is ask without the Retry-After.
+func (c *conn) call(ctx context.Context, key accountKey, at endpoint, do func(*api.Core) error) error {
+	_, err := c.ask(ctx, key, at, do)
+	return err
+}
+
+// ask runs one lego call with a Core of its own, and returns the answer's Retry-After; errors are *failure. A refused nonce is
+// replaced here, because it says nothing about the request (RFC 8555, Section 6.5).
+func (c *conn) ask(ctx context.Context, key accountKey, at endpoint, do func(*api.Core) error) (time.Duration, error) {
+	wait := 10 * time.Millisecond
+	for try := 1; ; try++ {
+		x := &exchange{ctx: ctx, conn: c, endpoint: at}
+		err := x.run(key, do)
+		if err == nil {
+			return x.retryAfter, nil
+		}
+		if errors.Is(err, errBadNonce) && try < badNonceTries && sleep(ctx, wait) == nil {
+			wait = min(2*wait, 2*time.Second)
+			continue
+		}
+		return 0, &failure{err: err, endpoint: at, status: x.status, retryAfter: x.retryAfter}
+	}
+}
+
+// run makes the Core and calls. lego dereferences nil when an answer with an error status is the JSON value null (v4.35.2,
+// sender.checkError): no answer of a CA may end the process.
+func (x *exchange) run(key accountKey, do func(*api.Core) error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", errUnreadable, r)
+		}
+	}()
+	// The client is as short-lived as the Core, because lego wraps its transport once more at each api.New.
+	core, err := api.New(&http.Client{Transport: x}, x.conn.userAgent, x.conn.directoryURL, key.kid, key.signer)
+	if err != nil {
+		x.conn.forgetDirectory()
+		return err
+	}
+	return do(core)
+}
+
+// errUnreadable is an answer that cannot be understood.
+var errUnreadable = errors.New("the CA's answer cannot be understood")
+
+// sleep waits for d, or returns the cause of ctx earlier.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,193 @@
+package acme
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	legoacme "github.com/go-acme/lego/v4/acme"
+	"github.com/go-acme/lego/v4/acme/api"
+
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// order is an order that is under way, at issuer.OrderKey in the store.
+type order struct {
+	Secret string `json:"secret"`
+	Issuer string `json:"issuer"`
+	// Account is the URL of the account that placed it.
+	Account string `json:"account"`
+	// URL is the order's own (RFC 8555, Section 7.4).
+	URL string `json:"url"`
+	// Key is the certificate's private key (PEM, PKCS #8), CSR the request (DER) that is sent when the order is ready.
+	Key string `json:"key"`
+	CSR []byte `json:"csr"`
+	// Identifiers, KeyType and Profile are what was asked for; the order serves no other configuration.
+	Identifiers []string  `json:"identifiers"`
+	KeyType     string    `json:"key_type"`
+	Profile     string    `json:"profile"`
+	Created     time.Time `json:"created"`
+	// Step is orderPlaced, or orderFinalizing once finalize may have been sent. It is for people: what happens next is decided
+	// by what the CA says of the order.
+	Step string `json:"step"`
+
+	revision int64
+}
+
+const (
+	orderPlaced     = "placed"
+	orderFinalizing = "finalizing"
+)
+
+// errOrderDead is an order that can no longer lead to a certificate, though a new one may.
+var errOrderDead = errors.New("the order is dead")
+
+// check refuses requests that HTTP-01 cannot serve.
+func (i *Issuer) check(request issuer.Request) error {
+	refuse := func(name, message, hint string) error {
+		return &issuer.Error{Kind: issuer.KindRejected, Issuer: i.options.Name, Identifier: name, Message: message, Hint: hint}
+	}
+	if len(request.DNSNames)+len(request.IPAddresses) == 0 {
+		return refuse("", "the certificate has no name", "set dns_names or ip_addresses")
+	}
+	for _, name := range request.DNSNames {
+		if strings.Contains(name, "*") {
+			return refuse(name, "a wildcard needs a dns-01 challenge, which is not supported yet", "list the names one by one")
+		}
+	}
+	return nil
+}
+
+// identifiers lists the names of a request in one order, each once.
+func identifiers(request issuer.Request) []string {
+	names := make([]string, 0, len(request.DNSNames)+len(request.IPAddresses))
+	for _, name := range request.DNSNames {
+		names = append(names, strings.ToLower(name))
+	}
+	for _, a := range request.IPAddresses {
+		names = append(names, canonicalAddress(a).String())
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func canonicalAddress(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// loadOrder returns the stored order, or nil if there is none for this request. One that does not fit is deleted.
+func (i *Issuer) loadOrder(ctx context.Context, request issuer.Request) (*order, error) {
+	entry, err := i.options.Store.Get(ctx, issuer.OrderKey(request.Secret))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil //nolint:nilnil // no order is no error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read: %w", err)
+	}
+	o := &order{revision: entry.Revision}
+	if err := json.Unmarshal(entry.Value, o); err != nil {
+		return nil, fmt.Errorf("%s: %w", entry.Key, err)
+	}
+	if o.Issuer == i.options.Name && o.KeyType == request.KeyType && o.Profile == request.Profile &&
+		slices.Equal(o.Identifiers, identifiers(request)) {
+		return o, nil
+	}
+	i.log.InfoContext(ctx, "stored order dropped: the certificate is configured differently now", "secret", request.Secret, "order", o.URL)
+	o.Secret = request.Secret
+	return nil, i.dropOrder(ctx, o)
+}
+
+// saveOrder stores the order, if nobody else has changed it.
+func (i *Issuer) saveOrder(ctx context.Context, o *order) error {
+	value, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	key := issuer.OrderKey(o.Secret)
+	revision, err := i.options.Store.Commit(ctx,
+		[]store.Condition{{Key: key, Revision: o.revision}}, []store.Operation{store.Put(key, value)})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	o.revision = revision
+	return nil
+}
+
+// dropOrder deletes the order, so that the next Obtain places a new one.
+func (i *Issuer) dropOrder(ctx context.Context, o *order) error {
+	key := issuer.OrderKey(o.Secret)
+	_, err := i.options.Store.Commit(ctx,
+		[]store.Condition{{Key: key, Revision: o.revision}}, []store.Operation{store.Delete(key)})
+	if err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return nil
+}
+
+// placeOrder makes key and request, asks for a new order, and stores all three; it also returns what the CA said. When the answer or the store fails the order is
+// lost to us, and expires at the CA without a certificate: no challenge of it was answered.
+func (i *Issuer) placeOrder(ctx context.Context, request issuer.Request) (*order, *legoacme.Order, error) {
+	request.Progress(issuer.StepOrdering)
+	names := identifiers(request)
+	key, err := newKey(request.KeyType)
+	if err != nil {
+		return nil, nil, i.internal("certificate key", err)
+	}
+	o := &order{
+		Secret: request.Secret, Issuer: i.options.Name, Identifiers: names, KeyType: request.KeyType, Profile: request.Profile,
+		Created: time.Now().UTC(), Step: orderPlaced,
+	}
+	if o.Key, err = encodeKey(key); err != nil {
+		return nil, nil, i.internal("certificate key", err)
+	}
+	if o.CSR, err = newCSR(key, request); err != nil {
+		return nil, nil, i.internal("certificate request", err)
+	}
+	account, err := i.ensureAccount(ctx, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	placed, err := i.newOrder(ctx, account, o)
+	if isProblem(err, problemAccountDoesNotExist) {
+		if account, err = i.ensureAccount(ctx, account.kid); err != nil {
+			return nil, nil, err
+		}
+		placed, err = i.newOrder(ctx, account, o)
+	}
+	if err != nil {
+		return nil, nil, i.classify(ctx, "new order", err)
+	}
+	o.Account, o.URL = account.kid, placed.Location
+	if err := i.saveOrder(ctx, o); err != nil {
+		return nil, nil, i.classify(ctx, "order", err)
+	}
+	i.log.DebugContext(ctx, "order placed", "secret", o.Secret, "order", o.URL)
+	return o, &placed.Order, nil
+}
+
+// newOrder is sent once: every one that the CA accepts counts against its limits.
+func (i *Issuer) newOrder(ctx context.Context, key accountKey, o *order) (placed legoacme.ExtendedOrder, err error) {
+	err = i.conn.call(ctx, key, endpointNewOrder, func(core *api.Core) error {
+		var err error
+		placed, err = core.Orders.NewWithOptions(o.Identifiers, &api.OrderOptions{Profile: o.Profile})
+		if err == nil && placed.Location == "" {
+			return errors.New("the CA gave no order URL")
+		}
+		return err
+	})
+	return placed, err
+}
+
+// isProblem reports whether the CA answered with a problem of this type.
+func isProblem(err error, problemType string) bool {
+	f, ok := errors.AsType[*failure](err)
+	if !ok {
+		return false
+	}
+	p := f.problem()
+	return p != nil && p.Type == problemType
+}

@@ -1,0 +1,331 @@
+package acme
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sds-server/sds-server/internal/testenv"
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/issuertest"
+	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// storedOrder reads the order as the store has it.
+func (f *fixture) storedOrder() *order {
+	f.Helper()
+	entry, err := f.store.Get(f.Context(), issuer.OrderKey("www"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	o := &order{}
+	if err := json.Unmarshal(entry.Value, o); err != nil {
+		f.Fatal(err)
+	}
+	return o
+}
+
+// wantOneCertificate checks what has to hold after every crash and its recovery: the CA issued once, the key of the certificate
+// was in the store, and there is one account, with one key.
+func (f *fixture) wantOneCertificate(s *secret.Secret) {
+	f.Helper()
+	if n := f.proxy.Count(testenv.KindFinalize).Succeeded; n != 1 {
+		f.Errorf("got %d finalized orders, want 1", n)
+	}
+	found := slices.ContainsFunc(f.store.History(issuer.OrderKey("www")), func(value []byte) bool {
+		o := order{}
+		return json.Unmarshal(value, &o) == nil && o.Key == string(s.KeyPEM())
+	})
+	if !found {
+		f.Error("the certificate's key never was in the store")
+	}
+	keys, kids := make(map[string]bool), make(map[string]bool)
+	for _, value := range f.store.History(issuer.AccountKey("pebble")) {
+		a := account{}
+		if err := json.Unmarshal(value, &a); err != nil {
+			f.Fatal(err)
+		}
+		keys[a.Key] = true
+		if a.KID != "" {
+			kids[a.KID] = true
+		}
+	}
+	if len(keys) != 1 || len(kids) != 1 {
+		f.Errorf("got %d account keys and %d account URLs, want one of each", len(keys), len(kids))
+	}
+}
+
+func TestOrderIsStoredBeforeTheFirstChallengeIsAnswered(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	hold := f.proxy.Hold(testenv.KindAuthz, testenv.Before)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error, 1)
+	i := f.issuer(nil)
+	go func() {
+		_, err := i.Obtain(ctx, request("a.example"))
+		done <- err
+	}()
+	<-hold.Reached()
+	o := f.storedOrder()
+	if _, err := decodeKey(o.Key); err != nil || !strings.HasPrefix(o.URL, "https://") || len(o.CSR) == 0 || o.Step != orderPlaced {
+		t.Errorf("got order %q at step %q with key error %v", o.URL, o.Step, err)
+	}
+	if n := f.responder.Pending(); n != 0 {
+		t.Errorf("got %d tokens, want none yet", n)
+	}
+	why := errors.New("shutting down")
+	cancel(why)
+	if err := <-done; !errors.Is(err, why) {
+		t.Errorf("got %v, want the cause of the context", err)
+	}
+	if got := f.storedOrder(); got.URL != o.URL {
+		t.Error("an order that was cut is not kept")
+	}
+}
+
+// TestCrashAtEachRequest kills Obtain before the CA has a request, and after it but before we have the answer, and takes the order
+// up again with a new Issuer.
+func TestCrashAtEachRequest(t *testing.T) {
+	t.Parallel()
+	const unknown = 2 // orders where the crash comes before the order's URL is known
+	tests := []struct {
+		kind   testenv.Kind
+		point  testenv.Point
+		orders int // placed in all; at most, where a validation is under way at the crash
+		atMost bool
+	}{
+		{testenv.KindDirectory, testenv.Before, 1, false},
+		{testenv.KindNonce, testenv.After, 1, false},
+		{testenv.KindNewAccount, testenv.Before, 1, false},
+		{testenv.KindNewAccount, testenv.After, 1, false},
+		{testenv.KindNewOrder, testenv.Before, 1, false},
+		{testenv.KindNewOrder, testenv.After, unknown, false},
+		{testenv.KindAuthz, testenv.Before, 1, false},
+		{testenv.KindAuthz, testenv.After, 1, false},
+		{testenv.KindChallenge, testenv.Before, 1, false},
+		{testenv.KindChallenge, testenv.After, 2, true},
+		{testenv.KindOrder, testenv.Before, 2, true},
+		{testenv.KindOrder, testenv.After, 2, true},
+		{testenv.KindFinalize, testenv.Before, 1, false},
+		{testenv.KindFinalize, testenv.After, 1, false},
+		{testenv.KindCert, testenv.Before, 1, false},
+		{testenv.KindCert, testenv.After, 1, false},
+	}
+	for _, tt := range tests {
+		name := fmt.Sprintf("before %s", tt.kind)
+		if tt.point == testenv.After {
+			name = fmt.Sprintf("after %s", tt.kind)
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, testenv.PebbleOptions{})
+			hold := f.proxy.Hold(tt.kind, tt.point)
+			ctx, crash := context.WithCancel(t.Context())
+			defer crash()
+			done := make(chan error, 1)
+			i := f.issuer(nil)
+			go func() {
+				_, err := i.Obtain(ctx, request("a.example"))
+				done <- err
+			}()
+			select {
+			case <-hold.Reached():
+			case err := <-done:
+				t.Fatalf("the request never came: %v", err)
+			}
+			crash()
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				t.Fatalf("got %v, want the end of the context", err)
+			}
+			hold.Release()
+			s := f.obtain(f.issuer(nil), request("a.example"))
+			f.wantOneCertificate(s)
+			if n := f.proxy.Count(testenv.KindNewOrder).Succeeded; n > tt.orders || n < tt.orders && !tt.atMost {
+				t.Errorf("got %d orders, want %d", n, tt.orders)
+			}
+			if n := f.responder.Pending(); n != 0 {
+				t.Errorf("%d tokens are still pending", n)
+			}
+		})
+	}
+}
+
+// TestCrashAtEachWrite fails each commit before it is durable, and after it, and takes the order up again with a new Issuer.
+func TestCrashAtEachWrite(t *testing.T) {
+	t.Parallel()
+	const writes = 4 // account key, account URL, order, order before finalize
+	for n := range writes {
+		for _, durable := range []bool{false, true} {
+			t.Run(fmt.Sprintf("write %d, durable %t", n+1, durable), func(t *testing.T) {
+				t.Parallel()
+				f := newFixture(t, testenv.PebbleOptions{})
+				count := 0
+				fault := func([]store.Operation) error {
+					if count++; count > n { // everything after the crash fails as well
+						return issuertest.ErrFault
+					}
+					return nil
+				}
+				if durable {
+					f.store.Hook(nil, fault)
+				} else {
+					f.store.Hook(fault, nil)
+				}
+				_, err := f.issuer(nil).Obtain(f.Ready(), request("a.example"))
+				wantKind(t, err, issuer.KindInternal, issuertest.ErrFault.Error())
+				if !errors.Is(err, issuertest.ErrFault) {
+					t.Errorf("got %v, want the store's error in it", err)
+				}
+				f.store.Hook(nil, nil)
+				s := f.obtain(f.issuer(nil), request("a.example"))
+				f.wantOneCertificate(s)
+				if got := len(f.store.History(issuer.OrderKey("www"))); got != 2 {
+					t.Errorf("the order was written %d times, want 2: placed and finalizing", got)
+				}
+			})
+		}
+	}
+}
+
+func TestObtainAgainReturnsTheSameCertificate(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	first := f.obtain(f.issuer(nil), request("a.example"))
+	second := f.obtain(f.issuer(nil), request("a.example"))
+	if first.Serial() != second.Serial() {
+		t.Errorf("got serials %s and %s, want one", first.Serial(), second.Serial())
+	}
+	f.wantOneCertificate(second)
+	f.accept(request("a.example"))
+	if third := f.obtain(f.issuer(nil), request("a.example")); third.Serial() == first.Serial() {
+		t.Error("got the old certificate after it was stored")
+	}
+}
+
+func TestOrderForAnotherConfigurationIsDropped(t *testing.T) {
+	t.Parallel()
+	profiles := map[string]testenv.PebbleProfile{profile: {}, "other": {}}
+	f := newFixture(t, testenv.PebbleOptions{Profiles: profiles})
+	changes := map[string]func(*issuer.Request){
+		"names":    func(r *issuer.Request) { r.DNSNames = []string{"a.example", "b.example"} },
+		"key type": func(r *issuer.Request) { r.KeyType = "ecdsa-p384" },
+		"profile":  func(r *issuer.Request) { r.Profile = "other" },
+	}
+	for name, change := range changes {
+		t.Run(name, func(t *testing.T) {
+			first := f.obtain(f.issuer(nil), request("a.example"))
+			r := request("a.example")
+			change(&r)
+			second := f.obtain(f.issuer(nil), r)
+			if first.Serial() == second.Serial() {
+				t.Error("the order of the old configuration was used")
+			}
+		})
+	}
+	t.Run("issuer", func(t *testing.T) {
+		first := f.obtain(f.issuer(nil), request("a.example"))
+		second := f.obtain(f.issuer(func(o *Options) { o.Name = "second" }), request("a.example"))
+		if first.Serial() == second.Serial() {
+			t.Error("the order of the other issuer was used")
+		}
+	})
+}
+
+func TestDeadOrderIsReplaced(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	ready := f.proxy.Hold(testenv.KindFinalize, testenv.Before)
+	ctx, crash := context.WithCancel(t.Context())
+	defer crash()
+	done := make(chan struct{})
+	i := f.issuer(nil)
+	go func() {
+		defer close(done)
+		_, _ = i.Obtain(ctx, request("a.example")) // it is cut
+	}()
+	<-ready.Reached()
+	crash()
+	<-done
+	ready.Release()
+	old := f.storedOrder().URL
+	f.respond(testenv.KindOrder, 1, func(w http.ResponseWriter, _ *http.Request) {
+		problem(w, http.StatusNotFound, "malformed", "No such order")
+	})
+	s := f.obtain(f.issuer(nil), request("a.example"))
+	f.wantOneCertificate(s)
+	if f.storedOrder().URL == old {
+		t.Error("the dead order is still there")
+	}
+}
+
+func TestAccountThatTheCALostIsRegisteredAgainWithItsKey(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	i := f.issuer(nil)
+	f.obtain(i, request("a.example"))
+	if err := f.pebble.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	f.pebble = f.Pebble(f.pebbleOptions) // knows no account and no order, has other roots, at the same address
+	s := f.obtain(i, request("a.example"))
+	roots, err := f.pebble.Roots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Validate(s.NotBefore(), secret.Expectation{DNSNames: []string{"a.example"}, Roots: roots}); err != nil {
+		t.Error(err)
+	}
+	values := f.store.History(issuer.AccountKey("pebble"))
+	var first, last account
+	if err := errors.Join(json.Unmarshal(values[0], &first), json.Unmarshal(values[len(values)-1], &last)); err != nil {
+		t.Fatal(err)
+	}
+	if first.Key != last.Key || last.KID == "" {
+		t.Error("the account was registered again with another key")
+	}
+}
+
+func TestAnotherDirectoryGetsANewAccount(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	f.obtain(f.issuer(nil), request("a.example"))
+	f.obtain(f.issuer(func(o *Options) { o.Directory = f.pebble.Directory }), request("a.example"))
+	keys := make(map[string]bool)
+	for _, value := range f.store.History(issuer.AccountKey("pebble")) {
+		a := account{}
+		if err := json.Unmarshal(value, &a); err != nil {
+			t.Fatal(err)
+		}
+		keys[a.Directory+a.Key] = true
+	}
+	if len(keys) != 2 {
+		t.Errorf("got %d accounts, want one for each directory", len(keys))
+	}
+}
+
+func TestNamesAreSolvedInParallel(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	first := f.proxy.Hold(testenv.KindChallenge, testenv.Before)
+	second := f.proxy.Hold(testenv.KindChallenge, testenv.Before)
+	done := make(chan error, 1)
+	i := f.issuer(nil)
+	go func() {
+		_, err := i.Obtain(f.Ready(), request("a.example", "b.example"))
+		done <- err
+	}()
+	<-first.Reached()
+	<-second.Reached() // never, if the second name waited for the first
+	first.Release()
+	second.Release()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

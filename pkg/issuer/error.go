@@ -1,0 +1,55 @@
+package issuer
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Kind says what an issuer error asks for. The values are metric labels.
+type Kind string
+
+// The kinds of issuer errors.
+const (
+	// KindTemporary is an outage, a time-out or a maintenance of the CA: the same request may succeed later.
+	KindTemporary Kind = "temporary"
+	// KindRateLimited is a limit of the CA; see Error.RetryAfter.
+	KindRateLimited Kind = "rate_limited"
+	// KindRejected means that the CA refused the request, or that its answer was refused here: a person has to look.
+	KindRejected Kind = "rejected"
+	// KindInternal is a fault on our side: the store, the configuration, a mistake in the program.
+	KindInternal Kind = "internal"
+)
+
+// Error is why a certificate was not issued. Its text holds what the CA said, and never a key.
+type Error struct {
+	Kind Kind
+	// RetryAfter is how long the CA asked to be left alone, from now; 0 if it did not say.
+	RetryAfter time.Duration
+	// Issuer is the name of the issuer.
+	Issuer string
+	// Identifier is the DNS name or IP address at fault; several are separated by ", "; empty if it is none in particular.
+	Identifier string
+	// Message says what went wrong, Hint what to do about it; Hint may be empty.
+	Message string
+	Hint    string
+	// Err is the cause; it may be nil. Its text is part of Message already.
+	Err error
+}
+
+// Error returns the issuer, the identifier and the message in one line.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "issuer %q: ", e.Issuer)
+	if e.Identifier != "" {
+		b.WriteString(e.Identifier + ": ")
+	}
+	b.WriteString(e.Message)
+	if e.RetryAfter > 0 {
+		fmt.Fprintf(&b, " (retry after %v)", e.RetryAfter.Round(time.Second))
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }

@@ -1,0 +1,146 @@
+package issuer
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// State is what the loop knows about a certificate, as JSON at StateKey. It is written in the commit that stores a new version,
+// and after each failure, so that a restart neither orders again nor forgets a back-off.
+type State struct {
+	// NotBefore and NotAfter are those of the version that was issued last; zero if there was none.
+	NotBefore time.Time `json:"not_before,omitzero"`
+	NotAfter  time.Time `json:"not_after,omitzero"`
+	// Serial is that version's, so that two commits differ.
+	Serial string `json:"serial,omitempty"`
+	// Issuer is where that version comes from.
+	Issuer string `json:"issuer,omitempty"`
+	// Wanted is the digest of the configuration that it fulfils; see wanted.
+	Wanted string `json:"wanted,omitempty"`
+	// LastRenewal is when it was issued, NextRenewal when it is due: drawn once, so that no restart moves it.
+	LastRenewal time.Time `json:"last_renewal,omitzero"`
+	NextRenewal time.Time `json:"next_renewal,omitzero"`
+	// RenewBefore is what NextRenewal was drawn with.
+	RenewBefore RenewBefore `json:"renew_before,omitzero"`
+	// Failure is nil unless the last try failed.
+	Failure *Failure `json:"failure,omitempty"`
+}
+
+// Failure is the last try, and what follows from it.
+type Failure struct {
+	Kind    Kind      `json:"kind"`
+	Message string    `json:"message"`
+	Hint    string    `json:"hint,omitempty"`
+	At      time.Time `json:"at"`
+	// Attempts counts the failures in a row.
+	Attempts int `json:"attempts"`
+	// NotBeforeTry is when the next try may begin.
+	NotBeforeTry time.Time `json:"not_before_try"`
+	// Tried is the digest of the configuration that failed: a changed one is tried at once.
+	Tried string `json:"tried"`
+}
+
+// issued reports whether there is a version.
+func (s *State) issued() bool { return !s.NotAfter.IsZero() }
+
+// due returns when the certificate is to be ordered: at its renewal, or at once when it fits the configuration no more, and not
+// before the back-off of a failure with the same configuration.
+func (s *State) due(c *Certificate) time.Time {
+	want := wanted(c)
+	var at time.Time
+	if s.issued() && s.Wanted == want {
+		at = s.NextRenewal
+		if c.RenewBefore != s.RenewBefore { // changed since the instant was drawn
+			if earlier := NextRenewal(s.NotBefore, s.NotBefore, s.NotAfter, c.RenewBefore, zero); earlier.Before(at) {
+				at = earlier
+			}
+		}
+	}
+	if s.Failure != nil && s.Failure.Tried == want && s.Failure.NotBeforeTry.After(at) {
+		at = s.Failure.NotBeforeTry
+	}
+	return at
+}
+
+// zero is the random number that gives the latest renewal.
+func zero() float64 { return 0 }
+
+// renewed returns the state after a new version. A version that would be due at once (a CA may date it far back, or have issued
+// it long before it was fetched) counts its life from now, because renewing it again would not help.
+func renewed(c *Certificate, s *secret.Secret, now time.Time, random func() float64) State {
+	next := NextRenewal(now, s.NotBefore(), s.NotAfter(), c.RenewBefore, random)
+	if !next.After(now) {
+		next = NextRenewal(now, now, s.NotAfter(), c.RenewBefore, random)
+	}
+	return State{
+		NotBefore: s.NotBefore(), NotAfter: s.NotAfter(), Serial: s.Serial(), Issuer: c.Issuer, Wanted: wanted(c),
+		LastRenewal: now.UTC(), NextRenewal: next.UTC(), RenewBefore: c.RenewBefore,
+	}
+}
+
+// failed returns the state after a failure.
+func (s *State) failed(c *Certificate, err *Error, now time.Time, random func() float64) State {
+	next := *s
+	attempts := 1
+	want := wanted(c)
+	if s.Failure != nil && s.Failure.Tried == want {
+		attempts += s.Failure.Attempts
+	}
+	next.Failure = &Failure{
+		Kind: err.Kind, Message: err.Error(), Hint: err.Hint, At: now.UTC(), Attempts: attempts, Tried: want,
+		NotBeforeTry: now.Add(Backoff(attempts, now, s.NotBefore, s.NotAfter, err, random)).UTC(),
+	}
+	return next
+}
+
+// wanted is a digest of what a version must fulfil. Profile and renewal time are not in it: they count from the next renewal.
+func wanted(c *Certificate) string {
+	text, err := json.Marshal(struct {
+		DNSNames    []string
+		IPAddresses []string
+		Issuer      string
+		KeyType     string
+	}{sorted(c.DNSNames), addresses(c), c.Issuer, c.KeyType})
+	if err != nil {
+		panic(err) // strings can always be encoded
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
+}
+
+func sorted(names []string) []string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func addresses(c *Certificate) []string {
+	out := make([]string, 0, len(c.IPAddresses))
+	for _, a := range c.IPAddresses {
+		out = append(out, a.String())
+	}
+	return sorted(out)
+}
+
+func encodeState(s *State) []byte {
+	value, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // times, strings and numbers can always be encoded: the years are those of certificates
+	}
+	return value
+}
+
+func decodeState(e store.Entry) (State, error) {
+	var s State
+	if err := json.Unmarshal(e.Value, &s); err != nil {
+		return State{}, fmt.Errorf("%s: %w", e.Key, err)
+	}
+	return s, nil
+}

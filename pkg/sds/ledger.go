@@ -1,0 +1,395 @@
+package sds
+
+import (
+	"container/list"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+const (
+	// leaveGrace joins the ends of a node's streams into one: without ADS each secret has its own, and they end one by one.
+	leaveGrace = 10 * time.Second
+	// maxNACKs is how many rejected versions of one secret are remembered for a node, the newest. Older ones are no longer stored.
+	maxNACKs = 32
+)
+
+// ledger knows every node: what it was sent, and what it said about that. Nodes that are offline stay, as far as there is room.
+//
+// Lock order: ledger.mu, then node.mu. A stream holds its node, so that an acknowledgement takes the node's lock only.
+type ledger struct {
+	perIdentity int // node ids of one identity
+
+	mu         sync.Mutex
+	nodes      map[nodeKey]*node             // guarded by mu
+	groups     map[string]*roster            // guarded by mu
+	identities map[string]map[*node]struct{} // guarded by mu
+}
+
+// nodeKey is what a node is known by: the proven identity, and what it calls itself.
+type nodeKey struct{ identity, id string }
+
+// roster is the nodes of one group.
+type roster struct {
+	nodes       map[*node]struct{}
+	subscribers map[string]map[*node]struct{} // by secret name
+	offline     *list.List                    // of *node, the one that left first in front
+}
+
+// node is one Envoy.
+type node struct {
+	key nodeKey
+
+	// Guarded by ledger.mu.
+	streams int
+	group   string
+	parked  *list.Element // in roster.offline; nil while connected
+
+	mu        sync.Mutex
+	transport Transport          // guarded by mu
+	protocol  Protocol           // guarded by mu
+	connected bool               // guarded by mu
+	since     time.Time          // guarded by mu; when connected changed
+	records   map[string]*record // guarded by mu; by secret name
+	left      []leaver           // guarded by mu; oldest first
+}
+
+// leaver is a name whose last stream ended.
+type leaver struct {
+	name string
+	at   time.Time
+}
+
+// record is what a node and we said about one name. All of it is guarded by the node's mu.
+type record struct {
+	streams    int            // that subscribe to it now
+	subscribed bool           // and did not unsubscribe, though the stream may have ended
+	sent       secret.Version // empty: nothing, or its removal
+	sentAt     int64          // Unix nanoseconds, as all times here: there are many records
+	acked      secret.Version
+	ackedAt    int64
+	good       *cache.Resource // the bytes that were acknowledged last
+	nacks      []NACK          // oldest first
+}
+
+func newLedger(perIdentity int) *ledger {
+	return &ledger{
+		perIdentity: perIdentity, nodes: map[nodeKey]*node{}, groups: map[string]*roster{}, identities: map[string]map[*node]struct{}{},
+	}
+}
+
+// roster returns that of a group. The caller holds mu.
+func (l *ledger) roster(group string) *roster {
+	r := l.groups[group]
+	if r == nil {
+		r = &roster{nodes: map[*node]struct{}{}, subscribers: map[string]map[*node]struct{}{}, offline: list.New()}
+		l.groups[group] = r
+	}
+	return r
+}
+
+// connect counts one more stream of a node, which is made if it is new.
+func (l *ledger) connect(key nodeKey, group string, transport Transport, protocol Protocol, now time.Time) (*node, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nodes[key]
+	if n == nil {
+		if err := l.makeRoom(key.identity, group); err != nil {
+			return nil, err
+		}
+		n = &node{key: key, records: map[string]*record{}}
+		l.nodes[key] = n
+		if l.identities[key.identity] == nil {
+			l.identities[key.identity] = map[*node]struct{}{}
+		}
+		l.identities[key.identity][n] = struct{}{}
+	}
+	if n.group != group {
+		l.regroup(n, group)
+	}
+	if n.parked != nil {
+		l.roster(group).offline.Remove(n.parked)
+		n.parked = nil
+	}
+	n.streams++
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.transport, n.protocol = transport, protocol
+	if !n.connected {
+		n.connected, n.since = true, now
+		l.settle(n) // what it had before it went away counts only if it subscribes again
+	}
+	return n, nil
+}
+
+// settle drops what a node subscribed to before it went away. The caller holds both locks.
+func (l *ledger) settle(n *node) {
+	for name, r := range n.records {
+		if r.streams == 0 {
+			l.drop(n, name, r)
+		}
+	}
+	n.left = nil
+}
+
+// regroup moves a node to another group. What was rejected stays known. The caller holds mu.
+func (l *ledger) regroup(n *node, group string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := l.groups[n.group]
+	if old != nil {
+		delete(old.nodes, n)
+		if n.parked != nil {
+			old.offline.Remove(n.parked)
+			n.parked = nil
+		}
+	}
+	next := l.roster(group)
+	next.nodes[n] = struct{}{}
+	for name, r := range n.records {
+		if r.subscribed {
+			if old != nil {
+				old.remove(name, n)
+			}
+			next.add(name, n)
+		}
+	}
+	n.group = group
+}
+
+func (r *roster) add(name string, n *node) {
+	if r.subscribers[name] == nil {
+		r.subscribers[name] = map[*node]struct{}{}
+	}
+	r.subscribers[name][n] = struct{}{}
+}
+
+func (r *roster) remove(name string, n *node) {
+	delete(r.subscribers[name], n)
+	if len(r.subscribers[name]) == 0 {
+		delete(r.subscribers, name)
+	}
+}
+
+// makeRoom forgets the node that is offline for the longest time where a limit is met. The caller holds mu.
+func (l *ledger) makeRoom(identity, group string) error {
+	if len(l.identities[identity]) >= l.perIdentity {
+		oldest := l.oldestOffline(identity)
+		if oldest == nil {
+			return errNodes
+		}
+		l.forget(oldest)
+	}
+	if r := l.roster(group); len(r.nodes) >= maxNodes {
+		if e := r.offline.Front(); e != nil { // otherwise all of them are connected, and are kept
+			if oldest, ok := e.Value.(*node); ok {
+				l.forget(oldest)
+			}
+		}
+	}
+	return nil
+}
+
+func (l *ledger) oldestOffline(identity string) *node {
+	var oldest *node
+	var at time.Time
+	for n := range l.identities[identity] {
+		if n.parked == nil {
+			continue
+		}
+		n.mu.Lock()
+		since := n.since
+		n.mu.Unlock()
+		if oldest == nil || since.Before(at) {
+			oldest, at = n, since
+		}
+	}
+	return oldest
+}
+
+// forget drops a node that is offline. The caller holds mu.
+func (l *ledger) forget(n *node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := l.groups[n.group]
+	for name := range n.records {
+		r.remove(name, n)
+	}
+	delete(r.nodes, n)
+	r.offline.Remove(n.parked)
+	n.parked = nil
+	delete(l.nodes, n.key)
+	delete(l.identities[n.key.identity], n)
+	if len(l.identities[n.key.identity]) == 0 {
+		delete(l.identities, n.key.identity)
+	}
+}
+
+// disconnect ends one stream of a node that subscribed to names.
+func (l *ledger) disconnect(n *node, names map[string]*subscription, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for name, sub := range names {
+		sub.record.streams--
+		if sub.record.streams == 0 {
+			n.left = append(n.left, leaver{name, now})
+		}
+	}
+	l.expire(n, now)
+	n.streams--
+	if n.streams > 0 {
+		return
+	}
+	n.connected, n.since = false, now
+	for _, r := range n.records {
+		if len(r.nacks) == 0 {
+			r.good = nil // keeps no private key of an old version in memory
+		}
+	}
+	n.parked = l.roster(n.group).offline.PushBack(n)
+}
+
+// expire drops names whose stream ended some time ago while others went on. The caller holds both locks.
+func (l *ledger) expire(n *node, now time.Time) {
+	i := 0
+	for ; i < len(n.left) && now.Sub(n.left[i].at) > leaveGrace; i++ {
+		if r := n.records[n.left[i].name]; r != nil && r.streams == 0 {
+			l.drop(n, n.left[i].name, r)
+		}
+	}
+	n.left = slices.Delete(n.left, 0, i)
+}
+
+// drop ends a node's interest in a name. What it rejected stays known. The caller holds both locks.
+func (l *ledger) drop(n *node, name string, r *record) {
+	l.groups[n.group].remove(name, n)
+	if len(r.nacks) == 0 {
+		delete(n.records, name)
+		return
+	}
+	r.subscribed, r.sent, r.sentAt, r.acked, r.ackedAt = false, "", 0, "", 0
+}
+
+// subscribe counts one more stream of the node that wants a name. A node that comes anew has acknowledged nothing yet: an Envoy
+// that was restarted has lost what it had.
+func (l *ledger) subscribe(n *node, name string) *record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := n.records[name]
+	if r == nil {
+		r = &record{}
+		n.records[name] = r
+	}
+	if r.streams == 0 {
+		r.sent, r.sentAt, r.acked, r.ackedAt = "", 0, "", 0
+	}
+	r.streams++
+	r.subscribed = true
+	l.groups[n.group].add(name, n)
+	return r
+}
+
+// unsubscribe ends the interest of one stream.
+func (l *ledger) unsubscribe(n *node, name string, r *record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.streams--
+	if r.streams == 0 {
+		l.drop(n, name, r)
+	}
+}
+
+// rejected reports whether the node has said no to a version.
+func (r *record) rejected(version secret.Version) bool {
+	return slices.ContainsFunc(r.nacks, func(n NACK) bool { return n.Version == version })
+}
+
+// choose returns what the node may be sent where its group is at res: res itself, or, where the node rejected that, the last bytes
+// that it acknowledged; nil where those are not known.
+func (n *node) choose(r *record, res *cache.Resource) *cache.Resource {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !r.rejected(res.Version) {
+		return res
+	}
+	return r.good
+}
+
+// noteSent records that a version is under way; empty for a removal.
+func (n *node) noteSent(r *record, version secret.Version, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.sent, r.sentAt = version, at.UnixNano()
+}
+
+// noteACK records that the node acknowledged res, or has it already. It reports whether that counts: bytes that it rejected before
+// are acknowledged without being applied (facts/envoy-sds.md, trap 1).
+func (n *node) noteACK(r *record, res *cache.Resource, at time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r.rejected(res.Version) {
+		return false
+	}
+	r.acked, r.ackedAt, r.good = res.Version, at.UnixNano(), res
+	return true
+}
+
+// noteKnown records that the node says it has a version from before. It counts like an acknowledgement.
+func (n *node) noteKnown(r *record, version secret.Version, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !r.rejected(version) {
+		r.acked, r.ackedAt = version, at.UnixNano()
+	}
+}
+
+// noteGone records that the node acknowledged the removal of a name.
+func (n *node) noteGone(r *record) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.acked, r.ackedAt = "", 0
+}
+
+// noteNACK records that the node rejected a version, and returns the version that it goes on with; empty if none is known.
+func (n *node) noteNACK(r *record, nack NACK) secret.Version {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r.nacks = slices.DeleteFunc(r.nacks, func(old NACK) bool { return old.Version == nack.Version })
+	r.nacks = append(r.nacks, nack)
+	r.nacks = r.nacks[max(0, len(r.nacks)-maxNACKs):]
+	if r.good != nil && r.good.Version == nack.Version {
+		r.good = nil
+	}
+	if r.acked == nack.Version {
+		r.acked, r.ackedAt = "", 0
+	}
+	if r.good == nil {
+		return ""
+	}
+	return r.good.Version
+}
+
+// release forgets that nodes rejected a version of a secret.
+func (l *ledger) release(name string, version secret.Version) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range l.nodes {
+		n.mu.Lock()
+		if r := n.records[name]; r != nil {
+			r.nacks = slices.DeleteFunc(r.nacks, func(nack NACK) bool { return nack.Version == version })
+			if len(r.nacks) == 0 && !r.subscribed {
+				delete(n.records, name)
+			}
+		}
+		n.mu.Unlock()
+	}
+}

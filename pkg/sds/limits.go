@@ -1,0 +1,146 @@
+package sds
+
+import (
+	"cmp"
+	"sync"
+	"time"
+)
+
+const (
+	maxMessageBytes = 1 << 20 // of one request
+	maxNodeID       = 1 << 10 // bytes
+	maxName         = 1 << 10 // bytes; a host name has at most 255
+	maxNodes        = 10_000  // that are remembered for one group
+	// maxPeers is how many idle peers are remembered, so that reconnecting does not refill their allowance.
+	maxPeers = 10_000
+	// refusalsPerSecond is how many refused streams are logged; all of them are counted.
+	refusalsPerSecond = 5
+)
+
+// Limits bound what one peer can cost. Zero means the default. A peer is an authenticated identity.
+type Limits struct {
+	// StreamsPerPeer is how many streams one identity may have open. Default 20,000: an Envoy opens one for each secret.
+	StreamsPerPeer int
+	// NamesPerStream is how many names one stream may subscribe to. Default 20,000.
+	NamesPerStream int
+	// NewStreamsPerSecond is how fast one identity may open streams. Default 2,000.
+	NewStreamsPerSecond int
+	// RequestsPerStreamPerSecond only slows the reading of a stream. Answers to our nonces do not count. Default 20,000.
+	RequestsPerStreamPerSecond int
+	// NodesPerIdentity is how many node ids one identity may use. Default 1,000; those that are offline make room.
+	NodesPerIdentity int
+}
+
+func (l Limits) withDefaults() Limits {
+	return Limits{
+		StreamsPerPeer:             cmp.Or(l.StreamsPerPeer, 20_000),
+		NamesPerStream:             cmp.Or(l.NamesPerStream, 20_000),
+		NewStreamsPerSecond:        cmp.Or(l.NewStreamsPerSecond, 2_000),
+		RequestsPerStreamPerSecond: cmp.Or(l.RequestsPerStreamPerSecond, 20_000),
+		NodesPerIdentity:           cmp.Or(l.NodesPerIdentity, 1_000),
+	}
+}
+
+// bucket is a token bucket that holds one second's allowance. It begins full.
+type bucket struct {
+	rate   float64 // tokens for each second, and the most that it holds
+	tokens float64
+	filled time.Time
+}
+
+func newBucket(rate int) bucket { return bucket{rate: float64(rate), tokens: float64(rate)} }
+
+func (b *bucket) fill(now time.Time) {
+	if !b.filled.IsZero() {
+		b.tokens = min(b.rate, b.tokens+b.rate*now.Sub(b.filled).Seconds())
+	}
+	b.filled = now
+}
+
+// take uses one token; false if there is none.
+func (b *bucket) take(now time.Time) bool {
+	b.fill(now)
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// spend uses one token that may not be there yet.
+func (b *bucket) spend(now time.Time) {
+	b.fill(now)
+	b.tokens--
+}
+
+// wait returns how long to wait until nothing is owed.
+func (b *bucket) wait(now time.Time) time.Duration {
+	if b.tokens >= 0 {
+		return 0
+	}
+	b.fill(now)
+	return time.Duration(max(0, -b.tokens/b.rate) * float64(time.Second))
+}
+
+// lockedBucket is a bucket for several goroutines.
+type lockedBucket struct {
+	mu sync.Mutex
+	b  bucket // guarded by mu
+}
+
+func (l *lockedBucket) allow(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.take(now)
+}
+
+// admission counts the streams of each peer.
+type admission struct {
+	limits Limits
+
+	mu    sync.Mutex
+	peers map[string]*admitted // guarded by mu
+}
+
+type admitted struct {
+	streams int
+	rate    bucket
+}
+
+// admit lets one more stream in, or says which limit it meets. Each admitted stream needs a release.
+func (a *admission) admit(peer string, now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.peers[peer]
+	if p == nil {
+		a.sweep(now)
+		p = &admitted{rate: newBucket(a.limits.NewStreamsPerSecond)}
+		a.peers[peer] = p
+	}
+	if !p.rate.take(now) {
+		return errStreamRate
+	}
+	if p.streams >= a.limits.StreamsPerPeer {
+		return errStreams
+	}
+	p.streams++
+	return nil
+}
+
+func (a *admission) release(peer string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.peers[peer].streams--
+}
+
+// sweep forgets peers whose allowance is full again. The caller holds mu.
+func (a *admission) sweep(now time.Time) {
+	if len(a.peers) < maxPeers {
+		return
+	}
+	for key, p := range a.peers {
+		if p.streams == 0 && now.Sub(p.rate.filled) > time.Second {
+			delete(a.peers, key)
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package sds
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+)
+
+func (f *fleet) denied(t *testing.T, reason string, want float64) {
+	t.Helper()
+	if got := f.counter(t, "sds_denied_total", reason); got != want {
+		t.Errorf("%v refusals for %s counted, want %v", got, reason, want)
+	}
+}
+
+func TestStreamsOfOneIdentityAreBounded(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{StreamsPerPeer: 2})
+		first := f.envoy(t, protocol, "edge-1")
+		f.envoy(t, protocol, "edge-1")
+		synctest.Wait()
+		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
+		f.denied(t, "streams", 1)
+		first.leave()
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a")
+		e.expectRemoved("a")
+	})
+}
+
+func TestNewStreamsOfOneIdentityAreSlowed(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{NewStreamsPerSecond: 3})
+		for range 3 {
+			f.envoy(t, protocol, "edge-1").leave()
+		}
+		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
+		f.denied(t, "stream_rate", 1)
+		<-time.After(time.Second)
+		f.envoy(t, protocol, "edge-1").silent()
+	})
+}
+
+func TestNamesOfAStreamAreBounded(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{NamesPerStream: 2})
+		f.rotate(t, "canary", "a", "b")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a", "b")
+		e.expect("a")
+		e.expect("b")
+		e.subscribe("c")
+		e.refused(codes.ResourceExhausted)
+		f.denied(t, "names", 1)
+		e = f.envoy(t, protocol, "edge-1")
+		e.subscribe(strings.Repeat("x", maxName+1))
+		e.refused(codes.ResourceExhausted)
+		f.denied(t, "name_length", 1)
+	})
+}
+
+func TestNodesOfOneIdentityAreBounded(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{NodesPerIdentity: 2})
+		one := f.envoy(t, protocol, "edge-1")
+		one.subscribe("a")
+		f.envoy(t, protocol, "edge-2").subscribe("a")
+		synctest.Wait()
+		e := f.envoy(t, protocol, "edge-3")
+		e.subscribe("a")
+		e.refused(codes.ResourceExhausted)
+		f.denied(t, "nodes", 1)
+		one.leave()
+		e = f.envoy(t, protocol, "edge-3")
+		e.subscribe("a")
+		e.expectRemoved("a")
+		for _, n := range f.Nodes() {
+			if n.ID == "edge-1" {
+				t.Error("the node that is offline was not forgotten")
+			}
+		}
+	})
+}
+
+func TestLargeRequestsAreRefused(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		e := f.envoy(t, protocol, "edge-1")
+		e.node = &corev3.Node{Id: strings.Repeat("x", maxMessageBytes)}
+		e.subscribe("a")
+		e.refused(codes.ResourceExhausted)
+		f.denied(t, "message_size", 1)
+	})
+}
+
+func TestMalformedRequestsAreRefused(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		e := f.envoy(t, protocol, "edge-1")
+		// An unknown field with a broken length, behind everything that is known.
+		m := &discoveryv3.DiscoveryRequest{}
+		m.ProtoReflect().SetUnknown([]byte{0x9a, 0x06, 0x7f})
+		e.send(m)
+		e.refused(codes.InvalidArgument)
+		f.denied(t, "malformed", 1)
+	})
+}
+
+func TestManyRequestsOnlySlowTheirStream(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{RequestsPerStreamPerSecond: 10})
+		f.rotate(t, "canary", "a")
+		e := f.envoy(t, protocol, "edge-1")
+		began := time.Now()
+		for i := range 31 {
+			e.subscribe(fmt.Sprintf("unknown-%d", i))
+		}
+		e.subscribe("a")
+		for a := e.next(); a.name != "a"; a = e.next() {
+			e.ack(a)
+		}
+		if d := time.Since(began); d < 2*time.Second || d > 3*time.Second {
+			t.Errorf("32 requests took %v, want a little more than 2s", d)
+		}
+	})
+}
+
+func TestAcknowledgementsAreNotSlowed(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{RequestsPerStreamPerSecond: 1})
+		f.rotate(t, "canary", "a")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a")
+		e.expect("a")
+		began := time.Now()
+		for range 20 {
+			f.rotate(t, "canary", "a")
+			e.expect("a")
+		}
+		synctest.Wait()
+		if d := time.Since(began); d > 0 {
+			t.Errorf("20 acknowledgements took %v", d)
+		}
+	})
+}
+
+func TestIdlePeersAreForgotten(t *testing.T) {
+	a := &admission{limits: Limits{}.withDefaults(), peers: map[string]*admitted{}}
+	now := time.Now()
+	if err := a.admit("stays", now); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 * maxPeers {
+		peer := fmt.Sprint(i)
+		if err := a.admit(peer, now.Add(time.Duration(i)*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		a.release(peer)
+	}
+	if len(a.peers) > maxPeers+1 || a.peers["stays"] == nil {
+		t.Errorf("%d peers are remembered, want at most %d, the one with a stream among them", len(a.peers), maxPeers+1)
+	}
+}

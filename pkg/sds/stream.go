@@ -1,0 +1,391 @@
+package sds
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+// stream is one SDS stream, SotW or delta. Only its own goroutine touches it; the reader beside it hands over requests.
+type stream struct {
+	server   *Server
+	out      grpc.ServerStream
+	protocol Protocol
+	peer     Peer
+	draining <-chan struct{}
+	log      *slog.Logger
+
+	rights  *rights
+	cluster string // of the node
+	group   string
+	node    *node // nil until the first request
+	meters  meters
+
+	subscriber *cache.Subscriber
+	names      map[string]*subscription
+	listed     []string // SotW: the names of the last request
+	queue      []string // names that may have something to send
+	window     window
+	nonce      uint64
+	pace       bucket // of requests
+}
+
+// subscription is one name of a stream.
+type subscription struct {
+	record *record
+	sent   secret.Version // that the Envoy has from this stream, as far as it did not reject it; empty: none
+	gone   bool           // the last answer was removed_resources
+	queued bool
+	force  bool // answer even if nothing is new
+}
+
+// serve runs one stream until it ends, and returns what the Envoy is told.
+func (s *service) serve(out grpc.ServerStream, protocol Protocol) error {
+	ctx := out.Context()
+	peer, err := peerOf(ctx, s.groups)
+	if err == nil {
+		err = s.admit(ctx, out, peer, protocol)
+	}
+	return s.server.status(ctx, peer, err)
+}
+
+// admit refuses a peer that has no right to any group or is at a limit, before anything is read from it.
+func (s *service) admit(ctx context.Context, out grpc.ServerStream, peer Peer, protocol Protocol) error {
+	server := s.server
+	rights := server.rights.Load()
+	if _, err := rights.policy.grants(peer); err != nil {
+		return err
+	}
+	if err := server.admission.admit(peer.key(), time.Now()); err != nil {
+		return err
+	}
+	defer server.admission.release(peer.key())
+	st := &stream{
+		server: server, out: out, protocol: protocol, peer: peer, draining: s.draining, rights: rights, log: server.log,
+		names: map[string]*subscription{}, window: window{limit: windowResponses}, pace: newBucket(server.limits.RequestsPerStreamPerSecond),
+	}
+	defer st.close()
+	return st.run(ctx, server.read(ctx, out, protocol == Delta))
+}
+
+// read hands over the requests of a stream one by one. The goroutine ends with the stream; Shutdown waits for it.
+func (s *Server) read(ctx context.Context, in grpc.ServerStream, delta bool) <-chan incoming {
+	requests := make(chan incoming)
+	s.readers.Go(func() {
+		for {
+			m := incoming{delta: delta}
+			err := in.RecvMsg(&m)
+			switch {
+			case err != nil:
+				m.err = err
+			case m.err != nil:
+				m.err = errMalformed
+			}
+			select {
+			case requests <- m:
+			case <-ctx.Done():
+				return
+			}
+			if m.err != nil {
+				return
+			}
+		}
+	})
+	return requests
+}
+
+// run is the loop of a stream. It never blocks in a send (see windowBytes), so that it always sees the end of its rights.
+func (st *stream) run(ctx context.Context, requests <-chan incoming) error {
+	expiry, stopExpiry := st.expiry()
+	defer stopExpiry()
+	for {
+		if err := st.flush(ctx); err != nil {
+			return err
+		}
+		in, resume, stop := requests, (<-chan time.Time)(nil), func() bool { return false }
+		if wait := st.pace.wait(time.Now()); wait > 0 { // leaves the request where it is: the Envoy is slowed down by flow control
+			t := time.NewTimer(wait)
+			in, resume, stop = nil, t.C, t.Stop
+		}
+		var err error
+		select {
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-st.draining:
+			err = errDraining
+		case <-st.rights.replaced:
+			err = st.recheck()
+		case <-expiry:
+			err = errExpired
+		case <-st.ready():
+			for _, name := range st.subscriber.Take() {
+				st.enqueue(name, false)
+			}
+		case <-resume:
+		case m := <-in:
+			err = st.receive(ctx, m)
+		}
+		stop()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// ready receives when a subscribed name has changed.
+func (st *stream) ready() <-chan struct{} {
+	if st.subscriber == nil {
+		return nil
+	}
+	return st.subscriber.Ready()
+}
+
+// expiry returns a channel that receives when the peer's certificate ends; nil for a peer without one.
+func (st *stream) expiry() (<-chan time.Time, func() bool) {
+	if st.peer.Expires.IsZero() {
+		return nil, func() bool { return false }
+	}
+	t := time.NewTimer(time.Until(st.peer.Expires))
+	return t.C, t.Stop
+}
+
+func (st *stream) expired() error {
+	if !st.peer.Expires.IsZero() && !time.Now().Before(st.peer.Expires) {
+		return errExpired
+	}
+	return nil
+}
+
+// recheck takes over the policy in force. It fails when the right to the group has ended, or when another group is the node's now:
+// it finds that when it reconnects.
+func (st *stream) recheck() error {
+	st.rights = st.server.rights.Load()
+	if st.node == nil {
+		_, err := st.rights.policy.grants(st.peer)
+		return err
+	}
+	_, group, err := st.rights.policy.Decide(st.peer, st.cluster)
+	if err == nil && group != st.group || err != nil && !st.rights.policy.permits(st.peer, st.group) {
+		return errGroupLost
+	}
+	for name := range st.names {
+		st.enqueue(name, false)
+	}
+	return nil
+}
+
+// authorize checks the stream's right to go on.
+func (st *stream) authorize() error {
+	if err := st.expired(); err != nil {
+		return err
+	}
+	if st.rights == st.server.rights.Load() {
+		return nil
+	}
+	return st.recheck()
+}
+
+// receive handles one request.
+func (st *stream) receive(ctx context.Context, m incoming) error {
+	if m.err != nil {
+		return m.err
+	}
+	r := &m.request
+	if err := st.authorize(); err != nil {
+		return err
+	}
+	if r.typeURL != "" && r.typeURL != typeURL {
+		return errTypeURL
+	}
+	first := st.node == nil
+	if first {
+		if err := st.open(ctx, r.node); err != nil {
+			return err
+		}
+	} else if r.node != nil && r.node.id != st.node.key.id {
+		return errNodeChanged
+	}
+	if !st.acknowledge(ctx, r) {
+		st.pace.spend(time.Now())
+		if !first && st.stale(r.nonce) { // a nonce of the first request is that of an earlier stream
+			st.server.metrics.denied.WithLabelValues(reasonNonce).Inc()
+			if st.protocol == SotW { // the Envoy will answer a newer response, with its names
+				return nil
+			}
+		}
+	}
+	changed, err := st.subscriptions(r, first)
+	if err == nil && (first || changed) {
+		st.server.changed(st.group)
+	}
+	return err
+}
+
+// stale reports whether a nonce that acknowledges nothing has no other meaning either.
+func (st *stream) stale(nonce string) bool {
+	return nonce != "" && !(st.protocol == SotW && st.window.repeats(nonce))
+}
+
+// open makes the stream that of a node, by its first request.
+func (st *stream) open(ctx context.Context, node *nodeID) error {
+	switch {
+	case node == nil || node.id == "":
+		return errNoNode
+	case len(node.id) > maxNodeID:
+		return errNodeID
+	}
+	identity, group, err := st.rights.policy.Decide(st.peer, node.cluster)
+	if err != nil {
+		return err
+	}
+	subscriber, ok := st.server.cache.Subscribe(group)
+	if !ok {
+		return errNoGroup
+	}
+	n, err := st.server.ledger.connect(nodeKey{identity, node.id}, group, st.peer.Transport, st.protocol, time.Now())
+	if err != nil {
+		return err
+	}
+	st.cluster, st.group, st.node, st.subscriber = node.cluster, group, n, subscriber
+	st.meters = st.server.metrics.of(group, st.protocol)
+	st.meters.streams.Inc()
+	st.log = st.log.With("group", group, "node_id", node.id)
+	st.log.DebugContext(ctx, "stream opened", "identity", identity, "protocol", string(st.protocol))
+	return nil
+}
+
+// close ends what open began.
+func (st *stream) close() {
+	if st.node == nil {
+		return
+	}
+	names := make([]string, 0, len(st.names))
+	for name := range st.names {
+		names = append(names, name)
+	}
+	st.subscriber.Close(names)
+	st.server.ledger.disconnect(st.node, st.names, time.Now())
+	st.meters.streams.Dec()
+	st.server.changed(st.group)
+}
+
+// flush sends what is queued, as far as the window allows. What waits is sent later, at the version that is the newest then.
+func (st *stream) flush(ctx context.Context) error {
+	sent := 0
+	for ; sent < len(st.queue) && st.window.open(); sent++ {
+		if err := st.authorize(); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		name := st.queue[sent]
+		sub := st.names[name]
+		if sub == nil || !sub.queued { // unsubscribed meanwhile, and possibly subscribed again and answered
+			continue
+		}
+		sub.queued = false
+		if err := st.push(name, sub); err != nil {
+			return err
+		}
+	}
+	if st.queue = st.queue[sent:]; len(st.queue) == 0 {
+		st.queue = nil
+	}
+	return nil
+}
+
+func (st *stream) enqueue(name string, force bool) {
+	sub := st.names[name]
+	if sub == nil {
+		return
+	}
+	sub.force = sub.force || force
+	if sub.queued {
+		return
+	}
+	sub.queued = true
+	if len(st.queue) > 2*len(st.names)+windowResponses { // full of names that came and went
+		st.queue = st.queue[:0]
+		for name, sub := range st.names {
+			if sub.queued {
+				st.queue = append(st.queue, name)
+			}
+		}
+		return
+	}
+	st.queue = append(st.queue, name)
+}
+
+// push sends the current state of one name, if the Envoy does not have it.
+func (st *stream) push(name string, sub *subscription) error {
+	force := sub.force
+	sub.force = false
+	res, snapshot := st.current(name)
+	if res == nil {
+		if sub.sent != "" {
+			st.server.metrics.nacks.DeleteLabelValues(st.group, name) // a series goes with its secret
+		}
+		return st.withdraw(name, sub, force, snapshot)
+	}
+	if res = st.node.choose(sub.record, res); res == nil {
+		if !force { // rejected, and the Envoy goes on with what it has
+			return nil
+		}
+		return st.withdraw(name, sub, force, snapshot)
+	}
+	if !force && res.Version == sub.sent {
+		return nil
+	}
+	return st.send(name, sub, res, snapshot)
+}
+
+// withdraw says that there is nothing under a name. SotW has no word for that: an Envoy rejects an empty response.
+func (st *stream) withdraw(name string, sub *subscription, force bool, snapshot uint64) error {
+	if st.protocol == SotW {
+		sub.sent = ""
+		return nil
+	}
+	if sub.gone && !force {
+		return nil
+	}
+	return st.send(name, sub, nil, snapshot)
+}
+
+// current returns what the stream may have under a name: nil if there is nothing, or no right to it. Both look alike to the Envoy.
+func (st *stream) current(name string) (*cache.Resource, uint64) {
+	res, snapshot := st.server.cache.Resource(st.group, name)
+	if !st.rights.policy.Allowed(st.group, name) {
+		return nil, snapshot
+	}
+	return res, snapshot
+}
+
+// send sends a secret, or its removal.
+func (st *stream) send(name string, sub *subscription, res *cache.Resource, snapshot uint64) error {
+	st.nonce += 1 + rand.Uint64N(1<<24) // grows, and cannot be guessed by an Envoy that did not read the response
+	r := &response{
+		delta: st.protocol == Delta, snapshot: snapshot, nonce: st.nonce, name: name, resource: res, origin: st.server.controlPlane,
+	}
+	if err := st.out.SendMsg(r); err != nil {
+		return errors.Join(errSend, err)
+	}
+	now := time.Now()
+	st.window.add(flight{nonce: st.nonce, name: name, resource: res, at: now, size: r.size()})
+	sub.sent, sub.gone = "", res == nil
+	if res != nil {
+		sub.sent = res.Version
+		st.meters.pushes.Inc()
+	}
+	st.node.noteSent(sub.record, sub.sent, now)
+	return nil
+}
+
+var errSend = errors.New("send")

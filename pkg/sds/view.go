@@ -1,0 +1,275 @@
+package sds
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+// State is how a node stands to its group.
+type State string
+
+// The states of a node. They compare versions of secrets, not snapshot numbers.
+const (
+	Synced  State = "SYNCED"  // acknowledged everything that it subscribes to and its group serves
+	Stale   State = "STALE"   // did not yet
+	Nacked  State = "NACKED"  // rejected something that its group is at
+	Offline State = "OFFLINE" // has no stream
+)
+
+// Protocol is how a node asks.
+type Protocol string
+
+// The protocols, as the nodes command shows them.
+const (
+	SotW  Protocol = "sotw"
+	Delta Protocol = "delta"
+)
+
+// Node is one Envoy as the nodes command shows it.
+type Node struct {
+	ID        string       `json:"id"`
+	Group     string       `json:"group"`
+	Identity  string       `json:"identity"`
+	Transport Transport    `json:"transport"`
+	Protocol  Protocol     `json:"protocol"`
+	Connected bool         `json:"connected"`
+	Since     time.Time    `json:"since"`    // when it connected, or left
+	Snapshot  uint64       `json:"snapshot"` // that its group is at
+	State     State        `json:"state"`
+	Secrets   []NodeSecret `json:"secrets"` // sorted by name; those that it subscribes to, or did when it left
+}
+
+// NodeSecret is one secret of a node. Absent parts are nil.
+type NodeSecret struct {
+	Name   string         `json:"name"`
+	Want   secret.Version `json:"want"` // what its group is at; empty: nothing, or nothing that it may have
+	Sent   *VersionAt     `json:"sent"`
+	Acked  *VersionAt     `json:"acked"`
+	Nacked *NACK          `json:"nacked"` // the newest
+	Served *Served        `json:"served"` // filled in by whoever made handshakes
+}
+
+// VersionAt is a version and when something was done with it.
+type VersionAt struct {
+	Version secret.Version `json:"version"`
+	At      time.Time      `json:"at"`
+}
+
+// NACK is a rejected version.
+type NACK struct {
+	Secret  string         `json:"-"`
+	Version secret.Version `json:"version"`
+	At      time.Time      `json:"at"`
+	Message string         `json:"message"` // by the Envoy; up to 1 KiB, printable
+}
+
+// Served is what a handshake with the node showed.
+type Served struct {
+	Serial  string         `json:"serial"`
+	Version secret.Version `json:"version"`
+	At      time.Time      `json:"at"`
+}
+
+// Nodes returns every node that is or was connected, sorted by group, id and identity.
+func (s *Server) Nodes() []Node {
+	policy := s.rights.Load().policy
+	var nodes []Node
+	for group, members := range s.ledger.members() {
+		at, ok := s.cache.At(group)
+		if !ok {
+			continue
+		}
+		for _, n := range members {
+			nodes = append(nodes, n.view(group, at, policy))
+		}
+	}
+	slices.SortFunc(nodes, func(a, b Node) int {
+		return cmp.Or(strings.Compare(a.Group, b.Group), strings.Compare(a.ID, b.ID), strings.Compare(a.Identity, b.Identity))
+	})
+	return nodes
+}
+
+// members lists the nodes of each group.
+func (l *ledger) members() map[string][]*node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	members := make(map[string][]*node, len(l.groups))
+	for group, r := range l.groups {
+		members[group] = slices.Collect(maps.Keys(r.nodes))
+	}
+	return members
+}
+
+func (n *node) view(group string, at *cache.Snapshot, policy *Policy) Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v := Node{
+		ID: n.key.id, Group: group, Identity: n.key.identity, Transport: n.transport, Protocol: n.protocol, Connected: n.connected,
+		Since: n.since.UTC(), Snapshot: at.Number, State: n.state(group, at, policy), Secrets: []NodeSecret{},
+	}
+	for name, r := range n.records {
+		if !n.counts(r) {
+			continue
+		}
+		one := NodeSecret{Name: name, Want: wanted(group, name, at, policy), Sent: versionAt(r.sent, r.sentAt), Acked: versionAt(r.acked, r.ackedAt)}
+		if len(r.nacks) > 0 {
+			one.Nacked = new(r.nacks[len(r.nacks)-1])
+		}
+		v.Secrets = append(v.Secrets, one)
+	}
+	slices.SortFunc(v.Secrets, func(a, b NodeSecret) int { return strings.Compare(a.Name, b.Name) })
+	return v
+}
+
+func versionAt(version secret.Version, nanoseconds int64) *VersionAt {
+	if version == "" {
+		return nil
+	}
+	return &VersionAt{Version: version, At: time.Unix(0, nanoseconds).UTC()}
+}
+
+// wanted returns the version that a node of the group should have; empty for none.
+func wanted(group, name string, at *cache.Snapshot, policy *Policy) secret.Version {
+	version, ok := at.Secrets.Version(name)
+	if !ok || !policy.Allowed(group, name) {
+		return ""
+	}
+	return version
+}
+
+// counts reports whether the node subscribes to the name: now, or, if it is offline, when it left. The caller holds mu.
+func (n *node) counts(r *record) bool {
+	return r.streams > 0 || (!n.connected && r.subscribed)
+}
+
+// state compares the node with its group. The caller holds mu.
+func (n *node) state(group string, at *cache.Snapshot, policy *Policy) State {
+	if !n.connected {
+		return Offline
+	}
+	state := Synced
+	for name, r := range n.records {
+		want := secret.Version("")
+		if n.counts(r) {
+			want = wanted(group, name, at, policy)
+		}
+		switch {
+		case want == "":
+		case r.rejected(want):
+			return Nacked
+		case r.acked != want:
+			state = Stale
+		}
+	}
+	return state
+}
+
+// count returns how many nodes of each group are in each state. Groups without a node are counted, too.
+func (s *Server) count() map[string]map[State]int {
+	policy := s.rights.Load().policy
+	members := s.ledger.members()
+	counts := make(map[string]map[State]int, len(policy.groups))
+	for _, g := range policy.groups {
+		counts[g.name] = map[State]int{}
+		at, ok := s.cache.At(g.name)
+		if !ok {
+			continue
+		}
+		for _, n := range members[g.name] {
+			n.mu.Lock()
+			counts[g.name][n.state(g.name, at, policy)]++
+			n.mu.Unlock()
+		}
+	}
+	return counts
+}
+
+// NodeProgress is how far one node is with a change.
+type NodeProgress struct {
+	Identity  string
+	Node      string
+	Connected bool
+	// Acked is whether the node acknowledged every name of the change that it subscribes to, at the wanted version.
+	Acked bool
+	// NACK is the newest rejection of a wanted version; nil if there is none.
+	NACK *NACK
+	// LastSeen is when the node went offline; now while it is connected.
+	LastSeen time.Time
+	// Since is when the oldest wanted version that is not acknowledged was sent; zero if none is under way.
+	Since time.Time
+}
+
+// Progress returns how far each node is that subscribes to at least one name of a change in its group, or did when it went offline,
+// sorted by identity and node. An empty version is a removal, which no node has to acknowledge. Names that the group may not have do
+// not count. The cost is that of the nodes which subscribe to the names.
+func (s *Server) Progress(group string, want map[string]secret.Version) []NodeProgress {
+	policy, now := s.rights.Load().policy, time.Now()
+	allowed := make(map[string]secret.Version, len(want))
+	for name, version := range want {
+		if policy.Allowed(group, name) {
+			allowed[name] = version
+		}
+	}
+	var progress []NodeProgress
+	for _, n := range s.ledger.subscribers(group, allowed) {
+		if p, ok := n.progress(allowed, now); ok {
+			progress = append(progress, p)
+		}
+	}
+	slices.SortFunc(progress, func(a, b NodeProgress) int {
+		return cmp.Or(strings.Compare(a.Identity, b.Identity), strings.Compare(a.Node, b.Node))
+	})
+	return progress
+}
+
+// subscribers lists the nodes of a group that subscribe to any of the names.
+func (l *ledger) subscribers(group string, names map[string]secret.Version) []*node {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.groups[group]
+	if r == nil {
+		return nil
+	}
+	found := map[*node]struct{}{}
+	for name := range names {
+		maps.Copy(found, r.subscribers[name])
+	}
+	return slices.Collect(maps.Keys(found))
+}
+
+func (n *node) progress(want map[string]secret.Version, now time.Time) (NodeProgress, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := NodeProgress{Identity: n.key.identity, Node: n.key.id, Connected: n.connected, Acked: true, LastSeen: now}
+	if !n.connected {
+		p.LastSeen = n.since
+	}
+	subscribes := false
+	for name, version := range want {
+		r := n.records[name]
+		if r == nil || !n.counts(r) {
+			continue
+		}
+		subscribes = true
+		if version == "" || r.acked == version {
+			continue
+		}
+		p.Acked = false
+		if i := slices.IndexFunc(r.nacks, func(nack NACK) bool { return nack.Version == version }); i >= 0 {
+			if p.NACK == nil || r.nacks[i].At.After(p.NACK.At) {
+				p.NACK = new(r.nacks[i])
+			}
+		} else if r.sent == version {
+			if sent := time.Unix(0, r.sentAt); p.Since.IsZero() || sent.Before(p.Since) {
+				p.Since = sent
+			}
+		}
+	}
+	return p, subscribes
+}

@@ -1,0 +1,181 @@
+// Package secret is one TLS secret: parsed, checked, immutable.
+//
+// It stands between the issuance loop (or an import) and the store: what comes from a CA or a person is foreign text, and
+// what leaves here can be sent to every Envoy. Two steps judge it. [ParseCertificate] applies every rule that needs neither
+// a clock nor an expectation, [Secret.Validate] the others. Together they refuse what Envoy would reject and, more important,
+// what Envoy accepts without a word while its clients would not.
+//
+// Invariants: a [Secret] never changes after it was parsed; what is served is its canonical encoding, never the text that
+// came in; equal content has an equal [Version] under the same key; no method but KeyPEM gives out any part of the private
+// key, and no problem quotes its input.
+package secret
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"hash"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Kind says what a secret holds. The values are those of the JSON output.
+type Kind string
+
+// The kinds of secrets that Envoy knows. Only certificates can be made yet.
+const (
+	KindTLSCertificate    Kind = "tls_certificate"
+	KindValidationContext Kind = "validation_context"
+	KindSessionTicketKeys Kind = "session_ticket_keys"
+	KindGenericSecret     Kind = "generic_secret"
+)
+
+// Version is the digest of a secret's content: HMAC-SHA-256 over its kind and canonical encoding, without its name, as 64
+// lower-case hexadecimal digits. It is the resource version in delta xDS.
+type Version string
+
+// Short returns the first 12 digits, for people.
+func (v Version) Short() string { return string(v[:min(len(v), 12)]) }
+
+// Secret is one parsed secret. Its methods may be called from several goroutines.
+//
+// However it is printed, logged or marshalled, it shows its name and validity and never its key.
+type Secret struct {
+	name string
+	kind Kind
+	// content is behind a function because that is what neither package fmt nor a reflecting printer looks into: through
+	// a pointer, a wrong verb prints the key of a Secret that is an unexported field of something else.
+	content func() *content
+}
+
+// content is what a secret holds, computed once.
+type content struct {
+	chain     []*x509.Certificate // leaf first
+	chainPEM  []byte
+	keyPEM    []byte
+	keyType   string
+	dnsNames  []string
+	addresses []netip.Addr
+}
+
+// Name returns the resource name, such as "www.example.com".
+func (s *Secret) Name() string { return s.name }
+
+// Kind returns what the secret holds.
+func (s *Secret) Kind() Kind { return s.kind }
+
+// ChainPEM returns a copy of the canonical chain: one CERTIFICATE block for each certificate, leaf first, and nothing else.
+func (s *Secret) ChainPEM() []byte { return slices.Clone(s.content().chainPEM) }
+
+// KeyPEM returns a copy of the canonical private key: one PRIVATE KEY block (PKCS#8, RFC 5958). It may leave the sealed
+// store only over SDS to an authorised node: never in a log, error, metric or API.
+func (s *Secret) KeyPEM() []byte { return slices.Clone(s.content().keyPEM) }
+
+// Leaf returns the certificate that the key belongs to. It must not be modified.
+func (s *Secret) Leaf() *x509.Certificate { return s.content().chain[0] }
+
+// Chain returns all certificates, leaf first. They must not be modified; the slice may be.
+func (s *Secret) Chain() []*x509.Certificate { return slices.Clone(s.content().chain) }
+
+// DNSNames returns the DNS names of the leaf, lower case, sorted, each once. Wildcards are as in the certificate.
+func (s *Secret) DNSNames() []string { return slices.Clone(s.content().dnsNames) }
+
+// IPAddresses returns the IP addresses of the leaf, sorted, each once.
+func (s *Secret) IPAddresses() []netip.Addr { return slices.Clone(s.content().addresses) }
+
+// NotBefore returns the first instant at which the leaf is valid, in UTC.
+func (s *Secret) NotBefore() time.Time { return s.Leaf().NotBefore.UTC() }
+
+// NotAfter returns the last instant at which the leaf is valid, in UTC. The certificates above it may end earlier.
+func (s *Secret) NotAfter() time.Time { return s.Leaf().NotAfter.UTC() }
+
+// Serial returns the leaf's serial number in lower-case hexadecimal, two digits for each byte, without leading zero bytes:
+// what "openssl x509 -serial" prints, in lower case.
+func (s *Secret) Serial() string {
+	serial := s.Leaf().SerialNumber.Bytes()
+	if len(serial) == 0 {
+		return "00"
+	}
+	return hex.EncodeToString(serial)
+}
+
+// SHA256 returns the SHA-256 digest of the leaf's DER encoding as 64 lower-case hexadecimal digits. It is what a TLS
+// handshake can be compared with.
+func (s *Secret) SHA256() string {
+	sum := sha256.Sum256(s.Leaf().Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// KeyType returns "ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "ed25519", or "rsa-N" with N bits, such as "rsa-2048".
+func (s *Secret) KeyType() string { return s.content().keyType }
+
+// IssuerName returns the common name of the leaf's issuer, or its whole distinguished name where it has no common name. It
+// is foreign text and may hold any character.
+func (s *Secret) IssuerName() string {
+	if issuer := s.Leaf().Issuer; issuer.CommonName == "" {
+		return issuer.String()
+	}
+	return s.Leaf().Issuer.CommonName
+}
+
+// Version returns the digest of the content under key, which is sealed in the store and should have 32 random bytes. The
+// name is not part of it, so the same pair under two names has one version.
+func (s *Secret) Version(key []byte) Version {
+	mac := hmac.New(sha256.New, key)
+	for _, part := range [][]byte{[]byte(s.kind), s.content().chainPEM, s.content().keyPEM} {
+		writePart(mac, part)
+	}
+	return Version(hex.EncodeToString(mac.Sum(nil)))
+}
+
+// writePart frames a part by its length (8 bytes, big endian), so that no two lists of parts give the same bytes.
+func writePart(h hash.Hash, part []byte) {
+	var length [8]byte
+	binary.BigEndian.PutUint64(length[:], uint64(len(part)))
+	h.Write(length[:]) // a hash never returns an error
+	h.Write(part)
+}
+
+// LogValue returns name, kind, not_after and serial, for package slog.
+func (s Secret) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("name", s.name), slog.String("kind", string(s.kind))}
+	if s.content != nil {
+		attrs = append(attrs, slog.Time("not_after", s.NotAfter()), slog.String("serial", s.Serial()))
+	}
+	return slog.GroupValue(attrs...)
+}
+
+// String describes the secret in one line, without its key.
+func (s Secret) String() string {
+	if s.content == nil {
+		return fmt.Sprintf("secret %q (empty)", s.name)
+	}
+	return fmt.Sprintf("secret %q (%s, serial %s, not after %s)", s.name, s.kind, s.Serial(), s.NotAfter().Format(time.RFC3339))
+}
+
+// Format writes what String returns, whatever the verb: %d, %x and %#v would otherwise print the key's bytes.
+func (s Secret) Format(f fmt.State, _ rune) {
+	io.WriteString(f, s.String()) //nolint:errcheck // a fmt.State keeps its own error
+}
+
+// MarshalJSON writes name, kind, not_after and serial. It is no way to store a secret: the key is not in it.
+func (s Secret) MarshalJSON() ([]byte, error) {
+	public := struct {
+		Name     string     `json:"name"`
+		Kind     Kind       `json:"kind"`
+		NotAfter *time.Time `json:"not_after"`
+		Serial   string     `json:"serial"`
+	}{Name: s.name, Kind: s.kind}
+	if s.content != nil {
+		public.NotAfter = new(s.NotAfter())
+		public.Serial = s.Serial()
+	}
+	return json.Marshal(public)
+}

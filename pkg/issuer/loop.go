@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// heartbeat is the longest time between two looks of the loop.
-	heartbeat = 30 * time.Second
+	// heartbeat is the longest time between two looks of the loop; the metric promises 30 s.
+	heartbeat = 20 * time.Second
 	// reloadAfter is the wait after the store could not be read.
 	reloadAfter = 10 * time.Second
 )

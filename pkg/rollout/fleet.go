@@ -1,6 +1,8 @@
 package rollout
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"slices"
 	"time"
@@ -39,31 +41,75 @@ type verdict struct {
 	nackBy  string
 	late    string    // the node that let ack_timeout pass
 	recheck time.Time // when the verdict may change without an event; zero: never
+	members []Member  // the wave's members as they stand now
+	changed bool      // a member has gone or come back
+}
+
+// jury weighs what the nodes of a wave say.
+type jury struct {
+	policy Policy
+	now    time.Time
+	unsent map[string]time.Time // by member key: since when a connected node has not been sent anything; nil: not asked
 }
 
 // judge weighs the nodes of a wave: the members at the time of the move, and all that are connected now.
-func judge(w Wave, progress map[string][]NodeProgress, p Policy, started, now time.Time) verdict {
-	var v verdict
-	seen := map[Member]bool{}
+func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
+	v := verdict{members: w.Members}
+	index := make(map[string]int, len(w.Members))
+	for i, m := range w.Members {
+		index[m.Node] = i
+	}
+	seen := make([]bool, len(w.Members))
 	for group, nodes := range progress {
 		for _, n := range nodes {
-			m := Member{Identity: n.Identity, Node: n.Node, Group: group}
-			if !n.Connected && !slices.Contains(w.Members, m) {
+			key := memberKey(group, n.Identity, n.Node)
+			i, member := index[key]
+			if !n.Connected && !member {
 				continue // it was gone before the move: ordinary scaling in
 			}
-			seen[m] = true
-			v.weigh(n, p, now)
+			if member {
+				seen[i] = true
+				v.note(w, i, n.gone())
+			}
+			j.weigh(&v, key, n)
 		}
 	}
-	for _, m := range w.Members {
-		if !seen[m] { // not heard of since this server started
-			v.absent(later(started, w.At).Add(p.NodeGrace), now)
+	for i := range w.Members {
+		if seen[i] {
+			continue
 		}
+		if w.Members[i].Gone == 0 { // not heard of since this server started, or no subscriber any more
+			v.note(w, i, j.now.Unix())
+		}
+		j.absent(&v, time.Unix(v.members[i].Gone, 0))
 	}
 	return v
 }
 
-func (v *verdict) weigh(n NodeProgress, p Policy, now time.Time) {
+// gone returns the Unix seconds at which a node was last seen; 0 while it is connected.
+func (n NodeProgress) gone() int64 {
+	if n.Connected {
+		return 0
+	}
+	return n.LastSeen.Unix()
+}
+
+// note takes over when a member was last seen.
+func (v *verdict) note(w Wave, i int, gone int64) {
+	if v.members[i].Gone == gone {
+		return
+	}
+	if !v.changed {
+		v.members, v.changed = slices.Clone(w.Members), true
+	}
+	v.members[i].Gone = gone
+}
+
+func (j jury) weigh(v *verdict, key string, n NodeProgress) {
+	waiting := n.Connected && !n.Acked && n.Nacked == nil
+	if !waiting || !n.Since.IsZero() {
+		delete(j.unsent, key)
+	}
 	switch {
 	case n.Nacked != nil:
 		v.nodes.Expected++
@@ -73,14 +119,11 @@ func (v *verdict) weigh(n NodeProgress, p Policy, now time.Time) {
 		v.nodes.Expected++
 		v.nodes.Acked++
 	case !n.Connected:
-		v.absent(n.LastSeen.Add(p.NodeGrace), now)
+		j.absent(v, n.LastSeen)
 	default:
 		v.nodes.Expected++
-		if n.Since.IsZero() {
-			return
-		}
-		limit := n.Since.Add(p.AckTimeout)
-		if !now.Before(limit) {
+		limit := j.since(key, n).Add(j.policy.AckTimeout)
+		if !j.now.Before(limit) {
 			v.late = n.Node
 			return
 		}
@@ -88,9 +131,24 @@ func (v *verdict) weigh(n NodeProgress, p Policy, now time.Time) {
 	}
 }
 
+// since returns from when ack_timeout runs: from the send, or, for a connected node whose stream does not move, from when that was
+// noticed.
+func (j jury) since(key string, n NodeProgress) time.Time {
+	switch {
+	case !n.Since.IsZero():
+		return n.Since
+	case j.unsent == nil:
+		return j.now
+	}
+	if _, ok := j.unsent[key]; !ok {
+		j.unsent[key] = j.now
+	}
+	return j.unsent[key]
+}
+
 // absent counts a disconnected node until its grace has passed; then it leaves the count.
-func (v *verdict) absent(until, now time.Time) {
-	if now.Before(until) {
+func (j jury) absent(v *verdict, lastSeen time.Time) {
+	if until := lastSeen.Add(j.policy.NodeGrace); j.now.Before(until) {
 		v.nodes.Expected++
 		v.wakeAt(until)
 	}
@@ -105,9 +163,8 @@ func (v *verdict) wakeAt(t time.Time) {
 // passed reports whether every counted node has ACKed.
 func (v *verdict) passed() bool { return v.nodes.Acked == v.nodes.Expected }
 
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
+// memberKey is what a wave keeps of a node.
+func memberKey(group, identity, node string) string {
+	sum := sha256.Sum256([]byte(group + "\x00" + identity + "\x00" + node))
+	return base64.RawURLEncoding.EncodeToString(sum[:8])
 }

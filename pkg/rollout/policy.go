@@ -1,6 +1,9 @@
 package rollout
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Policy is the live configuration of the controller.
 type Policy struct {
@@ -26,6 +29,11 @@ func (p Policy) Groups() []string {
 		all = append(all, w...)
 	}
 	return all
+}
+
+// first reports whether a group is in the first wave, which never waits for a promotion.
+func (p Policy) first(group string) bool {
+	return len(p.Waves) > 0 && slices.Contains(p.Waves[0], group)
 }
 
 // last returns the groups of the last wave.

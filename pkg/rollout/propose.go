@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -51,7 +51,7 @@ func (c *Controller) Accept(ctx context.Context, p Proposal) (Accepted, error) {
 		return Accepted{}, fmt.Errorf("secret %q version %s is %w (%s): %s", meta.Name, meta.Version.Short(), ErrHeld, h.Kind, h.Reason)
 	}
 	t.Add(p.Conditions, p.Operations...)
-	id, err := t.propose(ctx, meta.Name, meta.Version, p.Reason, p.By)
+	id, err := t.propose(ctx, intent{secret: meta.Name, version: meta.Version, reason: p.Reason, by: p.By})
 	if err != nil {
 		return Accepted{}, err
 	}
@@ -81,21 +81,25 @@ func (t *transaction) refersTo(name string) func(secret.Version) bool {
 	}
 }
 
-// propose makes a version (empty: removal) of a secret the one that every group shall get. It supersedes what was under way for the
-// secret, and returns the rollout, or 0 if there is nothing to do.
-func (t *transaction) propose(ctx context.Context, name string, version secret.Version, reason, by string) (uint64, error) {
-	lacking, behind := t.sort(name, version)
-	if len(lacking)+len(behind) == 0 {
-		return 0, nil
-	}
-	if id, ok := t.carried(name, version); ok {
-		return id, nil
-	}
-	t.supersede(name, reason)
-	var id uint64
-	if len(lacking) > 0 && version != "" {
-		r := t.create([]Change{{Secret: name, To: version, Kind: Add}}, [][]string{lacking}, reason, by)
-		if err := t.move(ctx, r, &r.Waves[0]); err != nil {
+// intent is a version of a secret that every group shall get.
+type intent struct {
+	secret     string
+	version    secret.Version // empty: removal
+	reason, by string
+	leave      map[string]bool // groups that stay as they are
+}
+
+// propose begins what an intent needs. It supersedes what was under way for the secret, and returns the rollout that brings the version,
+// or 0 if every group serves it.
+func (t *transaction) propose(ctx context.Context, in intent) (uint64, error) {
+	name, version := in.secret, in.version
+	id, covered := t.carriers(name, version)
+	t.supersede(name, version, in.reason)
+	maps.Copy(covered, in.leave)
+	lacking, behind := t.sort(name, version, covered)
+	if len(lacking) > 0 {
+		r := t.create([]Change{{Secret: name, To: version, Kind: Add}}, [][]string{lacking}, in.reason, in.by)
+		if _, err := t.advance(ctx, r); err != nil {
 			return 0, err
 		}
 		id = r.ID
@@ -113,52 +117,63 @@ func (t *transaction) propose(ctx context.Context, name string, version secret.V
 			waves = append(waves, w)
 		}
 	}
-	from, _ := t.Target(behind[len(behind)-1]).Secrets.Version(name)
-	r := t.create([]Change{{Secret: name, From: from, To: version, Kind: kind}}, waves, reason, by)
+	from, _ := t.has(behind[len(behind)-1], name)
+	r := t.create([]Change{{Secret: name, From: from, To: version, Kind: kind}}, waves, in.reason, in.by)
 	_, err := t.advance(ctx, r)
 	return r.ID, err
 }
 
-// carried returns the rollout under way that brings exactly this version of the secret.
-func (t *transaction) carried(name string, version secret.Version) (uint64, bool) {
-	for _, id := range t.activeIDs() {
-		if r := t.look(id); r.touches(name) && r.wants()[name] == version {
-			return id, true
-		}
-	}
-	return 0, false
-}
-
-// sort tells which groups lack the secret, and which have another version of it.
-func (t *transaction) sort(name string, version secret.Version) (lacking, behind []string) {
-	for _, g := range t.policy.Groups() {
-		at := t.Target(g)
-		if at == nil {
+// carriers returns the groups to which rollouts under way bring exactly this version, and the newest of these rollouts.
+func (t *transaction) carriers(name string, version secret.Version) (id uint64, covered map[string]bool) {
+	covered = map[string]bool{}
+	for _, active := range t.activeIDs() {
+		r := t.look(active)
+		if !r.carries(name, version) {
 			continue
 		}
-		switch have, ok := at.Secrets.Version(name); {
-		case !ok:
-			lacking = append(lacking, g)
-		case have != version:
-			behind = append(behind, g)
+		id = active
+		for _, w := range r.Waves[r.Wave:] {
+			for _, g := range w.Groups {
+				covered[g] = true
+			}
 		}
 	}
-	if version == "" {
-		lacking = nil // there is nothing to take away
+	return id, covered
+}
+
+// carries reports whether the rollout brings exactly this version, and is not being taken back.
+func (r *Rollout) carries(name string, version secret.Version) bool {
+	to, ok := r.brings(name)
+	w := r.current()
+	return ok && to == version && (w == nil || w.State != RolledBack)
+}
+
+// sort tells which groups lack the secret, and which have another version of it, leaving out those that are covered.
+func (t *transaction) sort(name string, version secret.Version, covered map[string]bool) (lacking, behind []string) {
+	for _, g := range t.policy.Groups() {
+		switch have, ok := t.has(g, name); {
+		case covered[g]:
+		case !ok && version != "":
+			lacking = append(lacking, g)
+		case ok && have != version:
+			behind = append(behind, g)
+		}
 	}
 	return lacking, behind
 }
 
-// supersede ends the rollouts under way that change the secret.
-func (t *transaction) supersede(name, reason string) {
+// supersede ends the rollouts under way that bring another version of the secret.
+func (t *transaction) supersede(name string, version secret.Version, reason string) {
 	for _, id := range t.activeIDs() {
-		if t.look(id).touches(name) {
-			r := t.edit(id)
-			if r.Wave < len(r.Waves) {
-				r.Waves[r.Wave].Members = nil
-			}
-			r.log(t.now, Superseded, "a newer version of "+name+" took over: "+reason, "")
+		r := t.look(id)
+		if _, ok := r.brings(name); !ok || r.carries(name, version) {
+			continue
 		}
+		r = t.edit(id)
+		if w := r.current(); w != nil {
+			w.Members = nil
+		}
+		r.log(t.now, Superseded, "another version of "+name+" took over: "+reason, "")
 	}
 }
 
@@ -171,188 +186,4 @@ func (t *transaction) create(change []Change, waves [][]string, reason, by strin
 	r.log(t.now, Waiting, reason, by)
 	t.rollouts[r.ID] = r
 	return r
-}
-
-// Reconfigure takes over a new policy: groups that are new start with what the last wave serves, secrets that left the
-// configuration are removed through the waves, and versions that no rollout carries (a crash, an ended hold) get one.
-func (c *Controller) Reconfigure(ctx context.Context, p Policy) error {
-	if err := c.take(ctx); err != nil {
-		return err
-	}
-	defer c.leave()
-	old := c.currentPolicy()
-	c.mu.Lock()
-	c.policy = p
-	c.mu.Unlock()
-	if err := c.addGroups(ctx, p); err != nil {
-		c.mu.Lock()
-		c.policy = old
-		c.mu.Unlock()
-		return err
-	}
-	if err := c.rewave(ctx); err != nil {
-		return err
-	}
-	if err := c.heal(ctx); err != nil {
-		return err
-	}
-	c.Wake()
-	return nil
-}
-
-// addGroups makes the groups that the cache does not have yet.
-func (c *Controller) addGroups(ctx context.Context, p Policy) error {
-	known := c.cache.Groups()
-	for _, name := range p.Groups() {
-		if slices.Contains(known, name) {
-			continue
-		}
-		t := c.begin()
-		if err := t.AddGroup(ctx, name); err != nil {
-			return err
-		}
-		if common := t.common(slices.DeleteFunc(slices.Clone(p.last()), func(g string) bool { return !slices.Contains(known, g) })); len(common) > 0 {
-			if _, err := t.Move(ctx, name, common, cache.Why{Reason: "new group " + name, Direction: cache.Beside}); err != nil {
-				return err
-			}
-		}
-		if err := t.commit(ctx); err != nil {
-			return fmt.Errorf("add group %q: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// common returns the versions that all the groups serve.
-func (t *transaction) common(groups []string) map[string]secret.Version {
-	if len(groups) == 0 {
-		return nil
-	}
-	common := map[string]secret.Version{}
-	for name, v := range t.Target(groups[0]).Secrets.All() {
-		same := !slices.ContainsFunc(groups[1:], func(g string) bool {
-			other, _ := t.Target(g).Secrets.Version(name)
-			return other != v
-		})
-		if same {
-			common[name] = v
-		}
-	}
-	return common
-}
-
-// rewave gives rollouts under way the waves of the new policy, as far as their groups were not switched yet.
-func (c *Controller) rewave(ctx context.Context) error {
-	t := c.begin()
-	for _, id := range t.activeIDs() {
-		if r := t.look(id); !r.addition() {
-			t.edit(id).rewave(t.policy)
-		}
-	}
-	for id := range t.rollouts {
-		if !t.changedWaves(id) {
-			delete(t.rollouts, id)
-		}
-	}
-	return t.commit(ctx)
-}
-
-func (t *transaction) changedWaves(id uint64) bool {
-	t.c.mu.Lock()
-	defer t.c.mu.Unlock()
-	return !slices.EqualFunc(t.c.active[id].Waves, t.rollouts[id].Waves, func(a, b Wave) bool { return slices.Equal(a.Groups, b.Groups) })
-}
-
-// rewave replaces the waves that have not begun.
-func (r *Rollout) rewave(p Policy) {
-	var begun []string
-	keep := 0
-	for i, w := range r.Waves {
-		if len(w.Moved) > 0 {
-			keep = i + 1
-			begun = append(begun, w.Groups...)
-		}
-	}
-	promoted := map[string]bool{}
-	for _, w := range r.Waves[keep:] {
-		for _, g := range w.Groups {
-			promoted[g] = w.Promoted
-		}
-	}
-	r.Waves = r.Waves[:keep]
-	for _, groups := range p.Waves {
-		rest := slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return slices.Contains(begun, g) })
-		if len(rest) > 0 {
-			all := !slices.ContainsFunc(rest, func(g string) bool { return !promoted[g] })
-			r.Waves = append(r.Waves, Wave{Groups: rest, State: Pending, Promoted: all})
-		}
-	}
-}
-
-// heal proposes, for each secret, the newest version that may be served and that no rollout carries, and the removal of secrets
-// that are no longer configured.
-func (c *Controller) heal(ctx context.Context) error {
-	metas, err := c.cache.Secrets(ctx)
-	if err != nil {
-		return err
-	}
-	for len(metas) > 0 {
-		n := 1
-		for n < len(metas) && metas[n].Name == metas[0].Name {
-			n++
-		}
-		if err := c.healOne(ctx, metas[:n]); err != nil {
-			return fmt.Errorf("secret %q: %w", metas[0].Name, err)
-		}
-		metas = metas[n:]
-	}
-	return nil
-}
-
-// healOne looks at the versions of one secret, the newest first.
-func (c *Controller) healOne(ctx context.Context, versions []cache.Meta) error {
-	t := c.begin()
-	name := versions[0].Name
-	if versions[0].Source == cache.SourceACME && !t.policy.Managed(name) {
-		if _, err := t.propose(ctx, name, "", name+" left the configuration", ""); err != nil {
-			return err
-		}
-		return t.commit(ctx)
-	}
-	best := slices.IndexFunc(versions, func(m cache.Meta) bool {
-		_, held := t.held(name, m.Version)
-		return !held && t.now.Before(m.NotAfter)
-	})
-	if best < 0 || !t.wantsHealing(versions, best) {
-		return nil
-	}
-	if _, err := t.propose(ctx, name, versions[best].Version, "found stored but not rolled out", ""); err != nil {
-		return err
-	}
-	return t.commit(ctx)
-}
-
-// wantsHealing reports whether a group lacks the secret or is at an older version than the best one, and no rollout carries the
-// best one there. A group at a newer version than the best (it is held elsewhere) is left alone.
-func (t *transaction) wantsHealing(versions []cache.Meta, best int) bool {
-	name, want := versions[0].Name, versions[best]
-	if _, ok := t.carried(name, want.Version); ok {
-		return false
-	}
-	for _, g := range t.policy.Groups() {
-		at := t.Target(g)
-		if at == nil {
-			continue
-		}
-		have, ok := at.Secrets.Version(name)
-		if !ok || have != want.Version && createdBefore(versions, have, want.Created) {
-			return true
-		}
-	}
-	return false
-}
-
-func createdBefore(versions []cache.Meta, v secret.Version, t time.Time) bool {
-	i := slices.IndexFunc(versions, func(m cache.Meta) bool { return m.Version == v })
-	return i < 0 || versions[i].Created.Before(t)
 }

@@ -9,6 +9,9 @@
 package rollout
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -68,10 +71,15 @@ type Wave struct {
 	Snapshot uint64    `json:"snapshot"` // of the first group after the move; 0 before
 	Nodes    Nodes     `json:"nodes"`
 	Promoted bool      `json:"promoted,omitempty"` // an operator let it go
-	Moved    []string  `json:"moved,omitempty"`    // groups that were switched
+	Moved    []string  `json:"moved,omitempty"`    // groups that are switched
 	At       time.Time `json:"at,omitzero"`        // when the first group was switched
-	Members  []Member  `json:"members,omitempty"`  // nodes that subscribed to a changed secret when their group was switched
+	Members  []Member  `json:"members,omitempty"`  // while it moves: nodes that subscribed when their group was switched; up to maxMembers
+	Back     string    `json:"back,omitempty"`     // why its groups are taken back
 }
+
+// maxMembers bounds the members of a wave, so that its rollout fits into one commit. The nodes beyond them are waited for while they
+// are connected, and not any more when they are gone.
+const maxMembers = 8192
 
 // Nodes counts the nodes of a wave that subscribe to a changed secret.
 type Nodes struct {
@@ -80,11 +88,10 @@ type Nodes struct {
 	Nacked   int `json:"nacked"`
 }
 
-// Member is a node that a wave waits for.
+// Member is a node that a wave waits for, also while it is gone.
 type Member struct {
-	Identity string `json:"identity"`
-	Node     string `json:"node"`
-	Group    string `json:"group"`
+	Node string `json:"node"`           // digest of its group, identity and id: 11 characters, because there may be many
+	Gone int64  `json:"gone,omitempty"` // Unix seconds at which it was last seen; 0 while it is connected
 }
 
 // Event is one transition, with the reason and who caused it ("" for the server itself).
@@ -113,10 +120,31 @@ func (r *Rollout) wants() map[string]secret.Version {
 	return m
 }
 
-// touches reports whether the rollout changes the named secret.
-func (r *Rollout) touches(name string) bool {
-	_, ok := r.wants()[name]
-	return ok
+// brings returns the version of the named secret that the rollout puts in place; false if it does not change the secret.
+func (r *Rollout) brings(name string) (secret.Version, bool) {
+	for _, c := range r.Change {
+		if c.Secret == name {
+			return c.To, true
+		}
+	}
+	return "", false
+}
+
+// current returns the wave under way, or nil when all are done.
+func (r *Rollout) current() *Wave {
+	if r.Wave >= len(r.Waves) {
+		return nil
+	}
+	return &r.Waves[r.Wave]
+}
+
+// occupies returns the groups that no other change may move now. Additions hold no slot.
+func (r *Rollout) occupies() []string {
+	w := r.current()
+	if w == nil || r.State.Ended() || r.addition() || (w.State != Moving && w.State != RolledBack) {
+		return nil
+	}
+	return w.Groups
 }
 
 // addition reports whether the rollout only adds: it holds no slot, waits for no promotion, and is not undone.
@@ -131,25 +159,27 @@ func (r *Rollout) addition() bool {
 
 // waveOf returns the index of the wave that holds the group, or -1.
 func (r *Rollout) waveOf(group string) int {
-	for i, w := range r.Waves {
-		for _, g := range w.Groups {
-			if g == group {
-				return i
-			}
-		}
-	}
-	return -1
+	return slices.IndexFunc(r.Waves, func(w Wave) bool { return slices.Contains(w.Groups, group) })
 }
 
-// clone copies what a transition may write to, so that a commit that fails leaves the controller's own copy as it was.
+// describe is the reason that the snapshots of a rollout show.
+func (r *Rollout) describe() string {
+	parts := make([]string, 0, len(r.Change))
+	for _, c := range r.Change {
+		parts = append(parts, fmt.Sprintf("%s of %s", c.Kind, c.Secret))
+	}
+	return fmt.Sprintf("rollout %d: %s", r.ID, strings.Join(parts, ", "))
+}
+
+// clone copies what a transition may write to, so that a commit that fails leaves the controller's own copy as it was. Members are
+// shared: they are replaced, never written to.
 func (r *Rollout) clone() *Rollout {
 	c := *r
-	c.Waves = append([]Wave(nil), r.Waves...)
+	c.Waves = slices.Clone(r.Waves)
 	for i := range c.Waves {
-		c.Waves[i].Moved = append([]string(nil), c.Waves[i].Moved...)
-		c.Waves[i].Members = append([]Member(nil), c.Waves[i].Members...)
+		c.Waves[i].Moved = slices.Clone(c.Waves[i].Moved)
 	}
-	c.Log = append([]Event(nil), r.Log...)
+	c.Log = slices.Clone(r.Log)
 	return &c
 }
 
@@ -163,6 +193,9 @@ const (
 	Manual HoldKind = "manual" // an operator took it back
 )
 
+// weight orders the kinds: a hold is never replaced by a weaker one.
+func (k HoldKind) weight() int { return slices.Index([]HoldKind{Soft, Manual, Hard}, k) }
+
 // Hold keeps a version from being rolled out.
 type Hold struct {
 	Secret  string         `json:"secret"`
@@ -170,4 +203,13 @@ type Hold struct {
 	Kind    HoldKind       `json:"kind"`
 	Reason  string         `json:"reason"`
 	Since   time.Time      `json:"since"`
+}
+
+// some names the groups of a wave for a reason: the first few of many.
+func some(groups []string) string {
+	const shown = 5
+	if len(groups) <= shown {
+		return strings.Join(groups, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(groups[:shown], ", "), len(groups)-shown)
 }

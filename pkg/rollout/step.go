@@ -1,18 +1,14 @@
 package rollout
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
 )
-
-func compare(a, b, c, d string) int { return cmp.Or(strings.Compare(a, b), strings.Compare(c, d)) }
 
 // step carries every rollout as far as it goes now, and returns when to look again without an event.
 func (c *Controller) step(ctx context.Context) (time.Time, error) {
@@ -20,51 +16,88 @@ func (c *Controller) step(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	defer c.leave()
-	var next time.Time
 	var faults []error
-	soonest := func(t time.Time) {
-		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
-			next = t
+	if c.unhealed {
+		if err := c.heal(ctx); err != nil {
+			faults = append(faults, err)
 		}
 	}
-	for _, id := range c.begin().activeIDs() {
-		recheck, err := c.carry(ctx, id)
-		if err != nil { // one bad rollout delays no other
-			faults = append(faults, fmt.Errorf("rollout %d: %w", id, err))
-		}
-		soonest(recheck)
+	if err := c.settle(ctx); err != nil {
+		return time.Time{}, errors.Join(append(faults, err)...)
 	}
 	retry, err := c.retrySoftHolds(ctx)
-	soonest(retry)
-	return next, errors.Join(append(faults, err)...)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	next, err := c.carryAll(ctx)
+	return sooner(next, retry), errors.Join(append(faults, err)...)
 }
 
-// carry takes one rollout through as many transitions as are due, one commit each.
-func (c *Controller) carry(ctx context.Context, id uint64) (time.Time, error) {
+// carryAll carries on the rollouts under way, oldest first. One that cannot go on delays no other.
+func (c *Controller) carryAll(ctx context.Context) (time.Time, error) {
+	failed := map[uint64]error{}
+	for {
+		var next time.Time
+		progress := false
+		for _, id := range c.begin().activeIDs() {
+			if failed[id] != nil {
+				continue
+			}
+			recheck, moved, err := c.carry(ctx, id)
+			next, progress = sooner(next, recheck), progress || moved
+			if err == nil {
+				continue
+			}
+			failed[id] = fmt.Errorf("rollout %d: %w", id, err)
+			if err := c.settle(ctx); err != nil {
+				return next, errors.Join(failed[id], err)
+			}
+		}
+		if progress { // a slot may be free now for a rollout that was asked before
+			continue
+		}
+		var faults []error
+		for _, err := range failed {
+			faults = append(faults, err)
+		}
+		slices.SortFunc(faults, func(a, b error) int { return compare(a.Error(), b.Error()) })
+		return next, errors.Join(faults...)
+	}
+}
+
+// sooner returns the earlier of two times; a zero time is never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// carry takes one rollout through as many transitions as are due, one commit each, and reports whether there was one.
+func (c *Controller) carry(ctx context.Context, id uint64) (recheck time.Time, moved bool, err error) {
 	for {
 		t := c.begin()
-		if r := t.look(id); r == nil || r.State.Ended() {
-			return time.Time{}, nil
+		before := t.look(id)
+		if before == nil {
+			return time.Time{}, moved, nil
 		}
 		recheck, err := t.advance(ctx, t.edit(id))
 		if err != nil {
-			return time.Time{}, err
+			return time.Time{}, moved, err
 		}
-		if !t.changed(id) {
-			return recheck, nil
+		if !t.touched && !changed(before, t.look(id)) {
+			return recheck, moved, nil
 		}
 		if err := t.commit(ctx); err != nil {
-			return time.Time{}, err
+			return time.Time{}, moved, err
 		}
+		moved = true
 	}
 }
 
-// changed reports whether the transaction has something to store for the rollout.
-func (t *transaction) changed(id uint64) bool {
-	t.c.mu.Lock()
-	defer t.c.mu.Unlock()
-	before, after := t.c.active[id], t.rollouts[id]
-	return before == nil || before.State != after.State || before.Wave != after.Wave || len(before.Log) != len(after.Log) ||
+// changed reports whether a rollout has something to store. New counts of nodes alone are not stored.
+func changed(before, after *Rollout) bool {
+	return before.State != after.State || before.Wave != after.Wave || len(before.Log) != len(after.Log) ||
 		!slices.EqualFunc(before.Waves, after.Waves, func(a, b Wave) bool {
 			return a.State == b.State && len(a.Moved) == len(b.Moved) && a.Promoted == b.Promoted
 		})
@@ -72,20 +105,20 @@ func (t *transaction) changed(id uint64) bool {
 
 // advance makes the next transition of a rollout, if one is due.
 func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error) {
-	if r.Wave >= len(r.Waves) {
+	w := r.current()
+	switch {
+	case w == nil:
 		r.log(t.now, Done, "every wave is done", "")
 		return time.Time{}, nil
-	}
-	w := &r.Waves[r.Wave]
-	switch w.State {
-	case Pending:
+	case w.State == Pending:
 		return time.Time{}, t.enter(ctx, r, w)
-	case Moving:
-		if len(w.Moved) < len(w.Groups) {
-			return time.Time{}, t.move(ctx, r, w)
-		}
+	case w.State == RolledBack:
+		return time.Time{}, t.takeBack(ctx, r, w, w.Back)
+	case w.State == Moving && len(w.Moved) < len(w.Groups):
+		return time.Time{}, t.move(ctx, r, w)
+	case w.State == Moving:
 		return t.assess(ctx, r, w)
-	default: // Done: its ACKs are in
+	default: // its ACKs are in
 		r.Wave++
 		return t.advance(ctx, r)
 	}
@@ -93,12 +126,18 @@ func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error
 
 // enter switches a wave's groups, unless it waits for a promotion or for another change.
 func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) error {
-	if t.policy.Manual && r.Wave > 0 && !w.Promoted && !r.addition() && t.needsMove(r, w) {
-		r.log(t.now, Waiting, "for a promotion of "+strings.Join(w.Groups, ", "), "")
+	for _, c := range r.Change {
+		if h, held := t.held(c.Secret, c.To); held { // by a node of another rollout, or by an operator
+			r.log(t.now, RolledBack, fmt.Sprintf("%s version %s is held (%s): %s", c.Secret, c.To.Short(), h.Kind, h.Reason), "")
+			return nil
+		}
+	}
+	if t.policy.Manual && !w.Promoted && !r.addition() && !slices.ContainsFunc(w.Groups, t.policy.first) && t.needsMove(r, w) {
+		r.log(t.now, Waiting, "for a promotion of "+some(w.Groups), "")
 		return nil
 	}
-	if other := t.occupant(r, w); other != 0 {
-		r.log(t.now, Waiting, fmt.Sprintf("for rollout %d, which is moving the same groups", other), "")
+	if t.occupied(r, w) {
+		r.log(t.now, Waiting, "until another change has left "+some(w.Groups), "")
 		return nil
 	}
 	return t.move(ctx, r, w)
@@ -106,46 +145,40 @@ func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) error {
 
 // needsMove reports whether a group of the wave is not at the wanted versions yet.
 func (t *transaction) needsMove(r *Rollout, w *Wave) bool {
-	for _, g := range w.Groups {
-		for name, to := range r.wants() {
-			if v, _ := t.Target(g).Secrets.Version(name); v != to {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(w.Groups, func(g string) bool {
+		return slices.ContainsFunc(r.Change, func(c Change) bool {
+			have, _ := t.has(g, c.Secret)
+			return have != c.To
+		})
+	})
 }
 
-// occupant returns the rollout that is moving a group of the wave, or 0. Additions hold no slot.
-func (t *transaction) occupant(r *Rollout, w *Wave) uint64 {
+// occupied reports whether another rollout is moving a group of the wave. Additions hold no slot.
+func (t *transaction) occupied(r *Rollout, w *Wave) bool {
 	if r.addition() {
-		return 0
+		return false
 	}
-	for _, id := range t.activeIDs() {
-		other := t.look(id)
-		if id == r.ID || other.addition() || other.Wave >= len(other.Waves) || other.Waves[other.Wave].State != Moving {
-			continue
-		}
-		if slices.ContainsFunc(other.Waves[other.Wave].Groups, func(g string) bool { return slices.Contains(w.Groups, g) }) {
-			return id
+	for id, other := range t.rollouts {
+		if id != r.ID && slices.ContainsFunc(other.occupies(), func(g string) bool { return slices.Contains(w.Groups, g) }) {
+			return true
 		}
 	}
-	return 0
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	return slices.ContainsFunc(w.Groups, func(g string) bool {
+		id, taken := t.c.slots[g]
+		return taken && id != r.ID && t.rollouts[id] == nil
+	})
 }
 
-// move switches the wave's groups, at most cache.MaxMoves in this commit.
+// move switches the wave's groups, as many as fit into this commit; the rest follows in the next.
 func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
-	direction := cache.Forward
+	why := cache.Why{Reason: r.describe(), Rollout: r.ID, Direction: cache.Forward}
 	if r.addition() {
-		direction = cache.Beside
+		why.Direction = cache.Beside
 	}
-	why := cache.Why{Reason: r.describe(), Rollout: r.ID, Direction: direction}
-	budget := cache.MaxMoves
-	for _, g := range w.Groups {
-		if slices.Contains(w.Moved, g) {
-			continue
-		}
-		if budget--; budget < 0 {
+	for _, g := range w.Groups[len(w.Moved):] {
+		if t.Full() {
 			break
 		}
 		t.muster(r, w, g)
@@ -154,31 +187,38 @@ func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
 		}
 		w.Moved = append(w.Moved, g)
 	}
+	if len(w.Moved) == 0 {
+		return nil // the commit is full; the next one begins
+	}
 	if w.State != Moving {
 		w.State, w.At = Moving, t.now
 		w.Snapshot = t.Target(w.Groups[0]).Number
 	}
-	w.Nodes.Expected = len(w.Members)
-	r.log(t.now, Moving, fmt.Sprintf("wave %d (%s) was switched", r.Wave+1, strings.Join(w.Groups, ", ")), "")
+	r.log(t.now, Moving, fmt.Sprintf("wave %d (%s) was switched", r.Wave+1, some(w.Groups)), "")
 	return nil
 }
 
 // muster notes which nodes of a group have to ACK.
 func (t *transaction) muster(r *Rollout, w *Wave, group string) {
 	for _, n := range t.c.fleet.Progress(group, r.wants()) {
-		if n.Connected {
-			w.Members = append(w.Members, Member{Identity: n.Identity, Node: n.Node, Group: group})
+		if !n.Connected {
+			continue
+		}
+		w.Nodes.Expected++
+		if len(w.Members) < maxMembers {
+			w.Members = append(w.Members[:len(w.Members):len(w.Members)], Member{Node: memberKey(group, n.Identity, n.Node)})
 		}
 	}
 }
 
 // assess ends a moving wave when its nodes have answered.
 func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
-	progress := map[string][]NodeProgress{}
-	for _, g := range w.Groups {
-		progress[g] = t.c.fleet.Progress(g, r.wants())
+	unsent := t.c.unsent[r.ID]
+	if unsent == nil {
+		unsent = map[string]time.Time{}
+		t.c.unsent[r.ID] = unsent
 	}
-	v := judge(*w, progress, t.policy, t.c.started, t.now)
+	v := jury{policy: t.policy, now: t.now, unsent: unsent}.judge(*w, t.c.progress(r, w))
 	w.Nodes = v.nodes
 	switch {
 	case v.nack != nil:
@@ -192,71 +232,109 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 		}
 		return time.Time{}, t.takeBack(ctx, r, w, reason)
 	case v.passed():
+		delete(t.c.unsent, r.ID)
 		w.State, w.Members = Done, nil
 		return t.advance(ctx, r) // the next wave in the same commit
+	case v.changed:
+		w.Members, t.touched = v.members, true
 	}
 	return v.recheck, nil
 }
 
-// takeBack moves the wave's groups back to what each of them left. An addition stays: nothing was served under its name before.
+// takeBack moves the wave's groups back to what each of them left, as many as fit into this commit. An addition stays: nothing was
+// served under its name before.
 func (t *transaction) takeBack(ctx context.Context, r *Rollout, w *Wave, reason string) error {
+	w.Members, w.Back = nil, reason
 	if r.addition() {
 		w.State = Done
 		r.log(t.now, Done, "added, but "+reason, "")
 		return nil
 	}
-	for _, g := range w.Moved {
-		if err := t.undo(ctx, g, r.ID, reason); err != nil {
+	w.State = RolledBack
+	for len(w.Moved) > 0 {
+		if t.Full() {
+			r.log(t.now, Moving, "taking back: "+reason, "")
+			return nil
+		}
+		last := len(w.Moved) - 1
+		if err := t.undo(ctx, w.Moved[last], r.ID, reason); err != nil {
 			return err
 		}
+		w.Moved = w.Moved[:last]
 	}
-	w.State, w.Members = RolledBack, nil
 	r.log(t.now, RolledBack, reason, "")
 	return nil
 }
 
-// undo applies the from values of a group's last move, if the rollout made it; an entry that is something else by now is skipped.
+// undo applies the from values of the move that the rollout made in a group. An entry that is something else by now is skipped, and so
+// is one that has expired or is no longer stored: the new version, which other nodes may serve well, is better than that.
 func (t *transaction) undo(ctx context.Context, group string, id uint64, reason string) error {
 	moves := t.c.cache.Moves(group)
-	if len(moves) == 0 || moves[len(moves)-1].Rollout != id {
+	i := len(moves) - 1
+	for i >= 0 && moves[i].Rollout != id {
+		i--
+	}
+	if i < 0 {
 		return nil // the group had nothing to move
 	}
-	_, err := t.back(ctx, group, len(moves)-1, reason)
+	back, err := t.backwards(ctx, group, moves[i])
+	if err != nil {
+		return err
+	}
+	for name := range back {
+		if problem, err := t.unfit(ctx, name, back[name]); err != nil {
+			return err
+		} else if problem != "" {
+			delete(back, name)
+		}
+	}
+	why := cache.Why{Reason: "taken back: " + reason, Rollout: id, Direction: cache.Back, Keep: i}
+	if i < len(moves)-1 { // an operator's move came later; it can still be taken back
+		why.Direction = cache.Beside
+	}
+	_, err = t.Move(ctx, group, back, why)
 	return err
 }
 
-// retrySoftHolds makes secrets whose soft hold has ended rollouts of their own again, and returns when the next hold ends.
+// retrySoftHolds gives the secrets whose soft hold has ended a rollout of their own again, unless a newer version has taken over, and
+// returns when the next hold ends.
 func (c *Controller) retrySoftHolds(ctx context.Context) (time.Time, error) {
 	var next time.Time
-	for _, h := range c.Holds() {
-		if h.Kind != Soft {
-			continue
-		}
-		policy := c.currentPolicy()
+	var faults []error
+	policy := c.currentPolicy()
+	for _, h := range c.softHolds() {
 		if until := h.Since.Add(policy.RetryAfter); time.Now().Before(until) {
-			if next.IsZero() || until.Before(next) {
-				next = until
-			}
+			next = sooner(next, until)
 			continue
 		}
 		t := c.begin()
 		t.release(h.Secret, h.Version)
-		if _, err := t.propose(ctx, h.Secret, h.Version, "tried again after "+policy.RetryAfter.String(), ""); err != nil {
-			return next, fmt.Errorf("retry %q: %w", h.Secret, err)
+		versions, err := t.stored(ctx, h.Secret)
+		if err == nil {
+			err = t.heal(ctx, versions, "tried again after "+policy.RetryAfter.String(), "")
 		}
-		if err := t.commit(ctx); err != nil {
-			return next, err
+		if err == nil {
+			err = t.commit(ctx)
 		}
-		c.Wake()
+		if err == nil {
+			continue
+		}
+		faults = append(faults, fmt.Errorf("retry %q: %w", h.Secret, err))
+		if err := c.settle(ctx); err != nil {
+			return next, errors.Join(append(faults, err)...)
+		}
 	}
-	return next, nil
+	return next, errors.Join(faults...)
 }
 
-// describe is the reason that the snapshots of a rollout show.
-func (r *Rollout) describe() string {
-	parts := make([]string, 0, len(r.Change))
-	for _, c := range r.Change {
-		parts = append(parts, fmt.Sprintf("%s of %s", c.Kind, c.Secret))
+func (c *Controller) softHolds() []Hold {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var soft []Hold
+	for _, h := range c.holds {
+		if h.Kind == Soft {
+			soft = append(soft, h)
+		}
 	}
-	return fmt.Sprintf("rollout %d: %s", r.ID, strings.Join(parts, ", "))
+	return soft
 }

@@ -115,7 +115,7 @@ func (s stockService) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaS
 }
 
 func benchServer(opts ...grpc.ServerOption) *grpc.Server {
-	return grpc.NewServer(append(opts, grpc.MaxConcurrentStreams(1<<31-1), grpc.SharedWriteBuffer(true), grpc.WriteBufferSize(4<<10),
+	return grpc.NewServer(append(opts, grpc.MaxConcurrentStreams(1<<31-1), grpc.WriteBufferSize(4<<10),
 		grpc.ReadBufferSize(4<<10))...)
 }
 

@@ -11,13 +11,14 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
-	"github.com/sds-server/sds-server/pkg/secret"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 // answer is one response as an Envoy sees it.
@@ -277,9 +278,10 @@ func (e *envoy) refused(code codes.Code) {
 	}
 }
 
-// leave ends the stream and waits until the server knows. It needs a bubble.
+// leave ends the stream after everything was said, and waits until the server knows. It needs a bubble.
 func (e *envoy) leave() {
 	e.t.Helper()
+	synctest.Wait()
 	e.cancel()
 	synctest.Wait()
 }

@@ -39,24 +39,21 @@ var (
 	errNames           = &denial{codes.ResourceExhausted, "names", "too many secret names in this stream"}
 	errNameLength      = &denial{codes.ResourceExhausted, "name_length", "a secret name is too long"}
 	errNodes           = &denial{codes.ResourceExhausted, "nodes", "too many nodes of this identity"}
-	errMessageSize     = &denial{codes.ResourceExhausted, "message_size", "the request is too large"}
 	errNoGroup         = &denial{codes.Unavailable, "group_missing", "the node group is not ready"}
 	errDraining        = &denial{codes.Unavailable, "draining", "the server is shutting down"}
 )
 
-// The reasons of refusals that do not end a stream.
+// The reasons of refusals that are no denial of ours.
 const (
-	reasonName  = "name"  // a name that the group may not have: answered as unknown
-	reasonNonce = "nonce" // an acknowledgement of no response that we wait for: ignored
+	reasonName        = "name"         // a name that the group may not have: answered as unknown
+	reasonNonce       = "nonce"        // an acknowledgement of no response that we wait for: ignored
+	reasonMessageSize = "message_size" // grpc has ended the stream with RESOURCE_EXHAUSTED by itself
 )
 
 // status turns the end of a stream into what the Envoy is told. It is the only place where errors become codes (CONVENTIONS 11).
 func (s *Server) status(ctx context.Context, peer Peer, err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return nil
-	}
-	if status.Code(err) == codes.ResourceExhausted { // by grpc, for a message over the limit
-		err = errMessageSize
 	}
 	if d, ok := errors.AsType[*denial](err); ok {
 		s.metrics.denied.WithLabelValues(d.reason).Inc()

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -51,6 +52,7 @@ type issuer struct {
 	key    *ecdsa.PrivateKey
 	leaf   *ecdsa.PrivateKey // one for all: making keys takes time
 	serial atomic.Int64
+	sans   int // more names in each secret, to make it larger
 }
 
 func newIssuer(t testing.TB) *issuer {
@@ -102,7 +104,11 @@ func (ca *issuer) issue(t testing.TB, template *x509.Certificate) (certPEM, keyP
 // secret makes a new version of a secret, with the CA certificate in its chain.
 func (ca *issuer) secret(t testing.TB, name string) *secret.Secret {
 	t.Helper()
-	chain, key := ca.issue(t, &x509.Certificate{DNSNames: []string{"www.example"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	names := []string{"www.example"}
+	for i := range ca.sans {
+		names = append(names, fmt.Sprintf("www-%d.example", i))
+	}
+	chain, key := ca.issue(t, &x509.Certificate{DNSNames: names, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})...)
 	s, err := secret.ParseCertificate(name, chain, key)
 	if err != nil {

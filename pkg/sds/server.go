@@ -148,7 +148,6 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
-		grpc.SharedWriteBuffer(true),
 		grpc.WriteBufferSize(4<<10),
 		grpc.ReadBufferSize(4<<10),
 		grpc.ConnectionTimeout(connectTimeout),
@@ -158,7 +157,7 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 	)
 	secretv3.RegisterSecretDiscoveryServiceServer(svc.grpc, svc)
 	if !s.add(svc) {
-		return errors.Join(grpc.ErrServerStopped, l.Close())
+		return l.Close() // after Shutdown
 	}
 	defer s.remove(svc)
 	served := make(chan error, 1)
@@ -172,7 +171,7 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 		svc.stop(bounded)
 		err = <-served
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, grpc.ErrServerStopped) { // that one is a Shutdown that came before the first Accept
 		return fmt.Errorf("serve SDS on %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -85,6 +87,9 @@ func (s *Server) read(ctx context.Context, in grpc.ServerStream, delta bool) <-c
 			switch {
 			case err != nil:
 				m.err = err
+				if status.Code(err) == codes.ResourceExhausted {
+					s.metrics.denied.WithLabelValues(reasonMessageSize).Inc()
+				}
 			case m.err != nil:
 				m.err = errMalformed
 			}
@@ -230,7 +235,7 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 
 // stale reports whether a nonce that acknowledges nothing has no other meaning either.
 func (st *stream) stale(nonce string) bool {
-	return nonce != "" && !(st.protocol == SotW && st.window.repeats(nonce))
+	return nonce != "" && (st.protocol == Delta || !st.window.repeats(nonce))
 }
 
 // open makes the stream that of a node, by its first request.

@@ -289,6 +289,44 @@ func TestWindowHoldsBackUntilAcknowledged(t *testing.T) {
 	})
 }
 
+func TestWindowIs32Responses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, Limits{})
+		e := f.envoy(t, Delta, "edge-1")
+		var names []string
+		for i := range 100 {
+			names = append(names, fmt.Sprintf("unknown-%d", i))
+		}
+		e.subscribe(names...)
+		synctest.Wait()
+		if held := len(e.answers); held != 32 {
+			t.Errorf("%d answers without an ACK, want 32", held)
+		}
+	})
+}
+
+func TestLargeSecretsWaitForEachOther(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.ca.sans = 2500 // about 60 KiB
+		f.rotate(t, "canary", "a", "b")
+		f.rotate(t, "canary", "c")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a", "b", "c")
+		a := e.next()
+		b := e.next() // began before 64 KiB were under way
+		e.silent()
+		e.ack(a)
+		c := e.next()
+		e.ack(b)
+		e.ack(c)
+		e.silent()
+		if n := f.node(t, "edge-1"); n.State != Synced {
+			t.Errorf("state %s, want SYNCED", n.State)
+		}
+	})
+}
+
 func TestWindowIsOneAfterANack(t *testing.T) {
 	both(t, func(t *testing.T, protocol Protocol) {
 		f := newFleet(t, Limits{})
@@ -353,6 +391,7 @@ func stuck(t *testing.T, f *fleet, protocol Protocol) {
 	for i := range 40 {
 		names = append(names, fmt.Sprintf("s%02d", i))
 	}
+	f.ca.sans = 300 // so that a few of them fill what the transport takes
 	f.rotate(t, "canary", names...)
 	conn := dial(t, f.buffer, nil)
 	for i := range 20 {

@@ -11,7 +11,7 @@ const (
 	windowResponses = 32
 	// windowBytes is below what grpc-go lets a stream queue before SendMsg blocks (64 KiB that are not on the wire yet): bytes that
 	// were not acknowledged are at least those that were not written. So a stream never blocks in a send, and always sees the end of its
-	// rights, however little its Envoy reads. A response that is larger by itself goes out alone.
+	// rights, however little its Envoy reads. The last response may exceed it, as it may in grpc-go.
 	windowBytes = 64 << 10
 )
 

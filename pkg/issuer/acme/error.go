@@ -75,6 +75,8 @@ func (i *Issuer) classify(ctx context.Context, doing string, err error) error {
 	e := &issuer.Error{Issuer: i.options.Name, RetryAfter: f.retryAfter, Err: err}
 	problem := f.problem()
 	switch {
+	case errors.Is(err, errBadNonce):
+		e.Kind, e.Hint, e.Message = issuer.KindTemporary, hintUnreachable, fmt.Sprintf("%s: %v, %d times in a row", doing, errBadNonce, badNonceTries)
 	case problem != nil:
 		i.fromProblem(e, doing, problem)
 	case f.status == 0:

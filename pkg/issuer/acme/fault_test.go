@@ -227,7 +227,7 @@ func TestHostileRetryAfterIsCapped(t *testing.T) {
 
 func TestNonceIsReplacedWithoutLegosSleep(t *testing.T) {
 	t.Parallel()
-	f := newFixture(t, testenv.PebbleOptions{NonceReject: 60})
+	f := newFixture(t, testenv.PebbleOptions{NonceReject: 30})
 	f.obtain(f.issuer(nil), request("a.example"))
 }
 

@@ -89,14 +89,19 @@ func (i *Issuer) loadOrder(ctx context.Context, request issuer.Request) (*order,
 		return nil, fmt.Errorf("read: %w", err)
 	}
 	o := &order{revision: entry.Revision}
-	if err := json.Unmarshal(entry.Value, o); err != nil {
-		return nil, fmt.Errorf("%s: %w", entry.Key, err)
+	why := "the certificate is configured differently now"
+	err = json.Unmarshal(entry.Value, o)
+	if err == nil {
+		_, err = decodeKey(o.Key)
 	}
-	if o.Issuer == i.options.Name && o.KeyType == request.KeyType && o.Profile == request.Profile &&
+	if err != nil {
+		why = "it cannot be read: " + err.Error()
+	}
+	if err == nil && o.Issuer == i.options.Name && o.KeyType == request.KeyType && o.Profile == request.Profile &&
 		slices.Equal(o.Identifiers, identifiers(request)) {
 		return o, nil
 	}
-	i.log.InfoContext(ctx, "stored order dropped: the certificate is configured differently now", "secret", request.Secret, "order", o.URL)
+	i.log.InfoContext(ctx, "stored order dropped", "secret", request.Secret, "order", o.URL, "reason", why)
 	o.Secret = request.Secret
 	return nil, i.dropOrder(ctx, o)
 }

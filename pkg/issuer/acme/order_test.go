@@ -144,7 +144,7 @@ func TestCrashAtEachRequest(t *testing.T) {
 			if err := <-done; !errors.Is(err, context.Canceled) {
 				t.Fatalf("got %v, want the end of the context", err)
 			}
-			hold.Release()
+			defer hold.Release() // not before: the request of a dead process must not go on
 			s := f.obtain(f.issuer(nil), request("a.example"))
 			f.wantOneCertificate(s)
 			if n := f.proxy.Count(testenv.KindNewOrder).Succeeded; n > tt.orders || n < tt.orders && !tt.atMost {
@@ -238,6 +238,30 @@ func TestOrderForAnotherConfigurationIsDropped(t *testing.T) {
 	})
 }
 
+func TestOrderThatCannotBeReadIsReplaced(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	for _, value := range []string{"{", `{"secret":"www","issuer":"pebble","key_type":"ecdsa-p256","profile":"default","identifiers":["a.example"]}`} {
+		if _, err := f.store.Commit(t.Context(), nil, []store.Operation{store.Put(issuer.OrderKey("www"), []byte(value))}); err != nil {
+			t.Fatal(err)
+		}
+		f.obtain(f.issuer(nil), request("a.example"))
+	}
+}
+
+func TestAccountThatCannotBeReadIsNotReplaced(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	if _, err := f.store.Commit(t.Context(), nil, []store.Operation{store.Put(issuer.AccountKey("pebble"), []byte("{"))}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.issuer(nil).Obtain(f.Ready(), request("a.example"))
+	wantKind(t, err, issuer.KindInternal, issuer.AccountKey("pebble"))
+	if n := f.proxy.Count(testenv.KindNewAccount).Received; n != 0 {
+		t.Errorf("%d accounts were asked for", n)
+	}
+}
+
 func TestDeadOrderIsReplaced(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, testenv.PebbleOptions{})
@@ -253,7 +277,7 @@ func TestDeadOrderIsReplaced(t *testing.T) {
 	<-ready.Reached()
 	crash()
 	<-done
-	ready.Release()
+	defer ready.Release()
 	old := f.storedOrder().URL
 	f.respond(testenv.KindOrder, 1, func(w http.ResponseWriter, _ *http.Request) {
 		problem(w, http.StatusNotFound, "malformed", "No such order")

@@ -59,8 +59,8 @@ func commitUntilKilled(t *testing.T, path string) (n int, revision int64) {
 	t.Helper()
 	command := childCommand(t, "commit")
 	// Directly, without env: the process that is killed must be the one that commits.
-	child := exec.CommandContext(t.Context(), command[2], path)
-	child.Env = append(child.Environ(), command[1])
+	child := exec.CommandContext(t.Context(), command[len(command)-1], path)
+	child.Env = append(child.Environ(), command[1:len(command)-1]...)
 	var complaint bytes.Buffer
 	child.Stderr = &complaint
 	out, err := child.StdoutPipe()

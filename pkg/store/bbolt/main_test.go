@@ -32,14 +32,15 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// childCommand is the command that runs this binary as the given child.
+// childCommand is the command that runs this binary as the given child. The race detector would make each wait a second
+// before it ends.
 func childCommand(t *testing.T, child string) []string {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []string{"env", childVariable + "=" + child, exe}
+	return []string{"env", "GORACE=atexit_sleep_ms=0", childVariable + "=" + child, exe}
 }
 
 // commitForever commits one number to many keys, again and again, and prints each number once its commit has returned.

@@ -157,11 +157,11 @@ func groupIsOurs(info os.FileInfo) bool {
 // syncKeyFile makes the key file durable, before a store is made that depends on it. A file system that cannot flush, or
 // that is mounted read-only, has nothing to flush.
 func syncKeyFile(path string) error {
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return store.MediumFault(path, "seal key cannot be read", err)
 	}
-	f, err := os.Open(real)
+	f, err := os.Open(target)
 	if err != nil {
 		return store.MediumFault(path, "seal key cannot be read", err)
 	}
@@ -169,7 +169,7 @@ func syncKeyFile(path string) error {
 	// Only read from: closing can lose nothing.
 	_ = f.Close()
 	if err == nil {
-		err = store.SyncDirectory(filepath.Dir(real))
+		err = store.SyncDirectory(filepath.Dir(target))
 	}
 	if err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.EROFS) {
 		return store.MediumFault(path, "seal key cannot be flushed to the disk", err)

@@ -3,7 +3,6 @@ package seal_test
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -136,20 +135,4 @@ func TestWrongKeyFileIsOneSentence(t *testing.T) {
 	}
 	_, err = seal.LoadKeyFile(fifo)
 	wantFault(t, err, fifo, "not a regular file", "seal.key_file")
-}
-
-// TestKeyFileOfAgeKeygen reads a key as age-keygen writes it, where that is in the module cache's reach.
-func TestKeyFileOfAgeKeygen(t *testing.T) {
-	command := exec.CommandContext(t.Context(), "go", "run", "filippo.io/age/cmd/age-keygen")
-	out, err := command.Output()
-	if err != nil {
-		t.Fatalf("age-keygen: %v", err)
-	}
-	path := filepath.Join(t.TempDir(), "seal.key")
-	if err := os.WriteFile(path, out, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := seal.LoadKeyFile(path); err != nil {
-		t.Error(err)
-	}
 }

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
@@ -305,7 +306,7 @@ func (s *Store) open(entry store.Entry) (store.Entry, error) {
 	if err != nil {
 		return store.Entry{}, fault
 	}
-	entry.Value = value[:len(value):len(value)]
+	entry.Value = slices.Clip(value)
 	return entry, nil
 }
 

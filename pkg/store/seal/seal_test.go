@@ -299,7 +299,6 @@ func TestRekey(t *testing.T) {
 // rival is an engine in which another replica writes the header just before ours is committed.
 type rival struct {
 	store.Store
-	t   *testing.T
 	key string
 	won bool
 }
@@ -307,14 +306,20 @@ type rival struct {
 func (r *rival) Commit(ctx context.Context, conditions []store.Condition, operations []store.Operation) (int64, error) {
 	if !r.won {
 		r.won = true
-		put(r.t, openSealed(r.t, r.Store, r.key), "theirs", "v")
+		theirs, err := seal.Open(ctx, r.Store, r.key)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := theirs.Commit(ctx, nil, []store.Operation{store.Put("theirs", []byte("v"))}); err != nil {
+			return 0, err
+		}
 	}
 	return r.Store.Commit(ctx, conditions, operations)
 }
 
 func TestFirstOfTwoReplicasMakesTheDataKey(t *testing.T) {
 	key := newKey(t)
-	inner := &rival{Store: openEngine(t, filepath.Join(t.TempDir(), "store.db")), t: t, key: key}
+	inner := &rival{Store: openEngine(t, filepath.Join(t.TempDir(), "store.db")), key: key}
 	s := openSealed(t, inner, key)
 	if e, err := s.Get(t.Context(), "theirs"); err != nil || string(e.Value) != "v" {
 		t.Errorf("got %q, %v: want the value that the other replica sealed", e.Value, err)

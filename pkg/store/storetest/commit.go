@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -140,15 +141,15 @@ func testMaxOperations(t *testing.T, s store.Store) {
 				operations = append(operations, store.Put(key, nil))
 			}
 		}
-		more := append(operations[:len(operations):len(operations)], store.Put("one more", nil))
+		more := append(slices.Clip(operations), store.Put("one more", nil))
 		if _, err := s.Commit(t.Context(), conditions, more); !errors.Is(err, store.ErrTooLarge) {
 			t.Errorf("%s, one operation too many: got %v, want %v", name, err, store.ErrTooLarge)
 		}
-		more = append(operations[:len(operations):len(operations)], store.Delete("one more"))
+		more = append(slices.Clip(operations), store.Delete("one more"))
 		if _, err := s.Commit(t.Context(), conditions, more); !errors.Is(err, store.ErrTooLarge) {
 			t.Errorf("%s, one deletion too many: got %v, want %v", name, err, store.ErrTooLarge)
 		}
-		extra := append(conditions[:len(conditions):len(conditions)], store.Condition{Key: "one more"})
+		extra := append(slices.Clip(conditions), store.Condition{Key: "one more"})
 		if _, err := s.Commit(t.Context(), extra, operations); !errors.Is(err, store.ErrTooLarge) {
 			t.Errorf("%s and one too many: got %v, want %v", name, err, store.ErrTooLarge)
 		}

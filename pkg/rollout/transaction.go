@@ -1,0 +1,247 @@
+package rollout
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// transaction is one commit under way: a plan and the rollouts and holds that change with it. The caller of begin holds the turn.
+type transaction struct {
+	*cache.Plan
+	c        *Controller
+	now      time.Time
+	policy   Policy
+	rollouts map[uint64]*Rollout
+	holds    map[holdID]*Hold // nil: released
+	last     uint64
+	touched  bool                    // a rollout changed in a way that only its members show
+	versions map[string][]cache.Meta // that were read
+}
+
+func (c *Controller) begin() *transaction {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &transaction{
+		Plan: c.cache.Plan(), c: c, now: time.Now().UTC(), policy: c.policy,
+		rollouts: map[uint64]*Rollout{}, holds: map[holdID]*Hold{}, last: c.last, versions: map[string][]cache.Meta{},
+	}
+}
+
+// edit returns the transaction's own copy of an active rollout.
+func (t *transaction) edit(id uint64) *Rollout {
+	if r, ok := t.rollouts[id]; ok {
+		return r
+	}
+	r := t.look(id).clone()
+	t.rollouts[id] = r
+	return r
+}
+
+// activeIDs returns the rollouts under way, oldest first, as the transaction leaves them so far.
+func (t *transaction) activeIDs() []uint64 {
+	t.c.mu.Lock()
+	ids := slices.Collect(maps.Keys(t.c.active))
+	t.c.mu.Unlock()
+	ids = slices.AppendSeq(ids, maps.Keys(t.rollouts))
+	slices.Sort(ids)
+	return slices.DeleteFunc(slices.Compact(ids), func(id uint64) bool { return t.look(id).State.Ended() })
+}
+
+// look returns a rollout for reading, as the transaction leaves it so far; nil if it had ended before.
+func (t *transaction) look(id uint64) *Rollout {
+	if r, ok := t.rollouts[id]; ok {
+		return r
+	}
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	return t.c.active[id]
+}
+
+// has returns what a group serves under a name, as the transaction leaves it so far.
+func (t *transaction) has(group, name string) (secret.Version, bool) {
+	at := t.Target(group)
+	if at == nil {
+		return "", false
+	}
+	return at.Secrets.Version(name)
+}
+
+// stored describes the stored versions of a secret, the newest first.
+func (t *transaction) stored(ctx context.Context, name string) ([]cache.Meta, error) {
+	if known, ok := t.versions[name]; ok {
+		return known, nil
+	}
+	versions, err := t.c.cache.Versions(ctx, name)
+	if err == nil {
+		t.versions[name] = versions
+	}
+	return versions, err
+}
+
+// held returns the hold on a version, as the transaction leaves it so far.
+func (t *transaction) held(name string, version secret.Version) (Hold, bool) {
+	id := holdID{name, version}
+	if h, ok := t.holds[id]; ok {
+		if h == nil {
+			return Hold{}, false
+		}
+		return *h, true
+	}
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	h, ok := t.c.holds[id]
+	return h, ok
+}
+
+// hold keeps a version back. A hold is not weakened by a later one.
+func (t *transaction) hold(name string, version secret.Version, kind HoldKind, reason string) {
+	if version == "" {
+		return
+	}
+	if h, ok := t.held(name, version); ok && h.Kind.weight() >= kind.weight() {
+		return
+	}
+	t.holds[holdID{name, version}] = &Hold{Secret: name, Version: version, Kind: kind, Reason: reason, Since: t.now}
+}
+
+// release ends the hold on a version, if there is one.
+func (t *transaction) release(name string, version secret.Version) {
+	if _, ok := t.held(name, version); ok {
+		t.holds[holdID{name, version}] = nil
+	}
+}
+
+// The most rollouts and holds, and bytes of them, that stand in one commit beside a full plan.
+const (
+	maxRecords     = 30
+	maxRecordBytes = 640 << 10
+)
+
+// commit stores everything in one step and then makes it visible. A transaction without effect is dropped. Where an operator's step
+// holds or ends more than one commit takes, those come first: a crash in between leaves versions held, and nothing moved.
+func (t *transaction) commit(ctx context.Context) error {
+	records, err := t.records()
+	if err != nil {
+		return err
+	}
+	for len(records) > 0 {
+		n := fitting(records)
+		if n == len(records) {
+			break
+		}
+		if err := t.commitEarly(ctx, records[:n]); err != nil {
+			return err
+		}
+		records = records[n:]
+	}
+	for _, r := range records {
+		t.Add(nil, r.operation)
+	}
+	if t.Empty() {
+		return nil
+	}
+	if err := t.Plan.Commit(ctx); err != nil {
+		t.c.doubt = true
+		return err
+	}
+	t.publish(ctx, records)
+	return nil
+}
+
+// fitting returns how many of the records fit into one commit; at least 1.
+func fitting(records []record) int {
+	size := 0
+	for i, r := range records[:min(len(records), maxRecords)] {
+		if size += len(r.operation.Key) + len(r.operation.Value); i > 0 && size > maxRecordBytes {
+			return i
+		}
+	}
+	return min(len(records), maxRecords)
+}
+
+// record is a rollout or a hold on its way into the store.
+type record struct {
+	operation store.Operation
+	rollout   *Rollout
+	id        holdID
+	hold      *Hold
+}
+
+// records encodes what changed: holds first, then rollouts that ended, then the others.
+func (t *transaction) records() ([]record, error) {
+	var records []record
+	for id, h := range t.holds {
+		r := record{operation: store.Delete(store.Key(holdPrefix, id.secret, string(id.version))), id: id, hold: h}
+		if h != nil {
+			b, err := json.Marshal(h)
+			if err != nil {
+				return nil, fmt.Errorf("encode hold: %w", err)
+			}
+			r.operation = store.Put(r.operation.Key, b)
+		}
+		records = append(records, r)
+	}
+	for _, ended := range []bool{true, false} {
+		for id, r := range t.rollouts {
+			if r.State.Ended() != ended {
+				continue
+			}
+			b, err := json.Marshal(r)
+			if err != nil {
+				return nil, fmt.Errorf("encode rollout %d: %w", id, err)
+			}
+			records = append(records, record{operation: store.Put(rolloutKey(id), b), rollout: r})
+		}
+	}
+	return records, nil
+}
+
+func (t *transaction) commitEarly(ctx context.Context, records []record) error {
+	operations := make([]store.Operation, 0, len(records))
+	for _, r := range records {
+		operations = append(operations, r.operation)
+	}
+	if _, err := t.c.store.Commit(ctx, nil, operations); err != nil {
+		t.c.doubt = true
+		return fmt.Errorf("store the holds: %w", err)
+	}
+	t.publish(ctx, records)
+	return nil
+}
+
+func (t *transaction) publish(ctx context.Context, records []record) {
+	c := t.c
+	c.mu.Lock()
+	c.last = t.last
+	for _, r := range records {
+		switch {
+		case r.rollout != nil:
+			c.set(r.rollout)
+			if r.rollout.State.Ended() {
+				c.ended[r.rollout.State]++
+				delete(c.unsent, r.rollout.ID)
+			}
+		case r.hold == nil:
+			delete(c.holds, r.id)
+		default:
+			c.holds[r.id] = *r.hold
+		}
+	}
+	c.mu.Unlock()
+	for _, r := range records {
+		switch {
+		case r.rollout != nil:
+			c.slog.InfoContext(ctx, "rollout", "rollout", r.rollout.ID, "state", r.rollout.State, "wave", r.rollout.Wave, "reason", r.rollout.Reason)
+		case r.hold != nil:
+			c.slog.WarnContext(ctx, "version held", "secret", r.id.secret, "version", r.id.version.Short(), "kind", r.hold.Kind, "reason", r.hold.Reason)
+		}
+	}
+}

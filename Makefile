@@ -8,7 +8,7 @@ GOVULNCHECK   := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 VERSION       := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BIN           := bin/sds-server
 FUZZTIME      ?= 30s
-VULNDB        ?= https://vuln.go.dev
+VULNDB        ?=
 KEEP          ?=
 
 .PHONY: help
@@ -66,12 +66,12 @@ demo-stop: ## end what "make demo KEEP=1" has left running
 .PHONY: vuln
 vuln: ## look for known vulnerabilities (VULNDB: another database); fails when the database cannot be read
 	@GOBIN="$(CURDIR)/.tools/bin" go install $(GOVULNCHECK)
-	@code=0; .tools/bin/govulncheck -db "$(VULNDB)" ./... || code=$$?; \
+	@code=0; .tools/bin/govulncheck $(if $(VULNDB),-db "$(VULNDB)") ./... || code=$$?; \
 	case $$code in \
 	  0) ;; \
 	  3) echo "vuln: vulnerabilities found" >&2; exit 3 ;; \
 	  *) echo "vuln: NOT CHECKED: govulncheck failed (exit code $$code). Nothing is known about vulnerabilities." >&2; \
-	     echo "hint: is the database $(VULNDB) reachable? Another one: make vuln VULNDB=file:///path" >&2; exit 4 ;; \
+	     echo "hint: is the vulnerability database reachable? Another one: make vuln VULNDB=file:///path" >&2; exit 4 ;; \
 	esac
 
 .PHONY: clean

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -23,11 +24,10 @@ func (c *cli) envoy() *cobra.Command {
 
 // bootstrapFlags are what the server cannot know about an Envoy.
 type bootstrapFlags struct {
-	group, node, identity, sds   string
-	https, http, admin           string
-	sotw                         bool
-	secrets                      []string
-	ads, onDemand, channelSecret bool
+	group, node, identity, sds string
+	https, http, admin         string
+	sotw, channelSecret        bool
+	secrets                    []string
 }
 
 func (c *cli) envoyBootstrap() *cobra.Command {
@@ -40,18 +40,11 @@ HTTP listener that routes ACME HTTP-01 challenges here and redirects the rest to
 Over TCP the files of "identity issue --out DIR" are expected in --identity. With --channel-secret the small second file is printed that lets
 Envoy take up a renewed client certificate without a restart; store it as DIR/channel.yaml and it is referenced.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.ads {
-				return usage("not supported yet: envoy bootstrap --ads")
-			}
-			if f.onDemand {
-				return usage("not supported yet: envoy bootstrap --on-demand")
-			}
 			text, err := c.renderBootstrap(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
-			_, err = c.out.Write(text)
-			return err
+			return c.print(map[string]string{"config": string(text)}, func(io.Writer) error { return c.printf("%s", text) })
 		},
 	}
 	flags := cmd.Flags()
@@ -64,11 +57,11 @@ Envoy take up a renewed client certificate without a restart; store it as DIR/ch
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9901", "address of Envoy's admin interface")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "only this `secret`, also one that does not exist yet; repeat it (default: all that the group may have)")
 	flags.BoolVar(&f.sotw, "sotw", false, "state of the world instead of delta")
-	flags.BoolVar(&f.ads, "ads", false, "one ADS stream for all secrets")
-	flags.BoolVar(&f.onDemand, "on-demand", false, "secrets on demand by SNI")
 	flags.BoolVar(&f.channelSecret, "channel-secret", false, "print the file for the renewal of the client certificate instead")
 	_ = cmd.MarkFlagRequired("group")
-	c.completeGroups(cmd, "group")
+	_ = cmd.MarkFlagDirname("identity")
+	c.groupNames().flag(cmd, "group")
+	names(c.secretNames).flag(cmd, "secret")
 	return cmd
 }
 
@@ -87,7 +80,11 @@ func (c *cli) renderBootstrap(ctx context.Context, f bootstrapFlags) ([]byte, er
 		}
 		return bootstrap.ChannelSecret(o.SDS)
 	}
-	return bootstrap.Render(o)
+	text, err := bootstrap.Render(o)
+	if err != nil { // everything else in it comes from a configuration that was checked
+		return nil, usage("%v", err)
+	}
+	return text, nil
 }
 
 func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, error) {

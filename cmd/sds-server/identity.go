@@ -54,6 +54,6 @@ identity in the certificate is the group's first URI glob with the node's name f
 		_ = cmd.MarkFlagRequired(f)
 	}
 	_ = cmd.MarkFlagDirname("out")
-	c.completeGroups(cmd, "group")
+	c.groupNames().flag(cmd, "group")
 	return cmd
 }

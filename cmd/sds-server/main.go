@@ -25,6 +25,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -38,13 +39,17 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errs)
-	if err := root.ExecuteContext(ctx); err != nil {
-		if silent, ok := errors.AsType[*exitError](err); ok {
-			return silent.code
-		}
-		return c.report(err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
 	}
-	return exitDone
+	if silent, ok := errors.AsType[*exitError](err); ok {
+		return silent.code
+	}
+	if !c.began && asksForJSON(args) { // the flag may stand behind the one that was wrong
+		c.format = formatJSON
+	}
+	return c.report(err)
 }
 
 // exitError ends the command with a code when everything was said already.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"path/filepath"
 	"runtime"
@@ -49,6 +48,7 @@ func (c *cli) init() *cobra.Command {
 		Long: `Makes a directory with a configuration that works as it is (sds-server.yaml), the seal key, a store with a private CA for the xDS channel,
 and the server's certificate for that channel. It overwrites nothing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			c.subject = "init"
 			made, err := app.Init(cmd.Context(), o)
 			if err != nil {
 				return err
@@ -109,13 +109,9 @@ func (c *cli) serve() *cobra.Command {
 		Long: `Runs the server until it gets SIGTERM or SIGINT. SIGHUP, or a change of the configuration file, reloads certificates, groups,
 rollout and issuers.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			err := app.Run(cmd.Context(), app.Options{
+			return app.Run(cmd.Context(), app.Options{
 				ConfigFile: c.file, Version: version, Log: app.NewLogger(c.errs, debug, jsonLog),
 			})
-			if err != nil {
-				return fmt.Errorf("serve: %w", err)
-			}
-			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&debug, "debug", false, "log each request, too")

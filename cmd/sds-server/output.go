@@ -1,15 +1,18 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/config"
@@ -17,7 +20,7 @@ import (
 )
 
 // classify gives an error its exit code and hint.
-func classify(err error) (code int, hint string) {
+func (c *cli) classify(err error) (code int, hint string) {
 	var (
 		wrong    *usageError
 		problems config.Problems
@@ -27,9 +30,11 @@ func classify(err error) (code int, hint string) {
 	)
 	switch {
 	case errors.As(err, &wrong):
-		return exitUsage, "see `sds-server help`"
+		return exitUsage, wrong.hint
+	case !c.began: // cobra's own words
+		return exitUsage, helpHint
 	case errors.As(err, &problems):
-		return exitUsage, "`sds-server validate` checks the file without starting anything"
+		return exitUsage, c.problemsHint()
 	case errors.Is(err, admin.ErrUnreachable):
 		return exitUnreachable, "is `sds-server serve` running with this configuration file (-c), and may you use its admin socket?"
 	case errors.As(err, &remote):
@@ -38,16 +43,19 @@ func classify(err error) (code int, hint string) {
 		return exitFailed, fault.Hint
 	case errors.As(err, &h):
 		return exitFailed, h.hint
-	case errors.Is(err, context.Canceled):
-		return exitFailed, ""
 	case errors.Is(err, fs.ErrPermission):
 		return exitFailed, "run as root or as the server's user"
-	}
-	if strings.HasPrefix(err.Error(), "unknown command") || strings.HasPrefix(err.Error(), "accepts ") || strings.HasPrefix(err.Error(), "requires ") ||
-		strings.HasPrefix(err.Error(), "required flag") {
-		return exitUsage, "see `sds-server help`" // cobra has no type for these
+	case errors.Is(err, fs.ErrNotExist):
+		return exitFailed, "check the path"
 	}
 	return exitFailed, ""
+}
+
+func (c *cli) problemsHint() string {
+	if c.subject != "" {
+		return "correct them and try again; nothing was made"
+	}
+	return "`sds-server validate` checks the file without starting anything"
 }
 
 func writeJSON(w io.Writer, v any) error {
@@ -73,7 +81,7 @@ func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 func (t *table) write(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	for _, row := range append([][]string{t.head}, t.rows...) {
-		if _, err := fmt.Fprintln(tw, strings.Join(row, "\t")); err != nil {
+		if _, err := fmt.Fprintln(tw, strings.Join(printable(row), "\t")); err != nil {
 			return fmt.Errorf("print: %w", err)
 		}
 	}
@@ -83,9 +91,33 @@ func (t *table) write(w io.Writer) error {
 	return nil
 }
 
+// printable replaces what would break a table or speak to the terminal: messages come from Envoys and CAs.
+func printable(row []string) []string {
+	out := make([]string, len(row))
+	for i, cell := range row {
+		out[i] = strings.Map(func(r rune) rune {
+			if !unicode.IsPrint(r) {
+				return ' '
+			}
+			return r
+		}, cell)
+	}
+	return out
+}
+
+// isTerminal reports whether a person looks at w.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 // print writes v as JSON, or what human prints.
 func (c *cli) print(v any, human func(w io.Writer) error) error {
-	if c.format == "json" {
+	if c.format == formatJSON {
 		return writeJSON(c.out, v)
 	}
 	return human(c.out)

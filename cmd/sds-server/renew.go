@@ -13,34 +13,32 @@ import (
 	"github.com/sds-server/sds-server/internal/admin"
 )
 
-// notYet are the forms of renew that are refused until they are built.
-var renewNotYet = []string{"all", "issued-by", "issuer", "dry-run"}
-
 func (c *cli) renew() *cobra.Command {
 	req := admin.RenewRequest{}
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use: "renew NAME", Short: "Order a certificate now", GroupID: "change", Args: cobra.ArbitraryArgs, ValidArgsFunction: c.secretNames,
+		Use: "renew NAME", Short: "Order a certificate now", GroupID: "change", Args: cobra.ArbitraryArgs, ValidArgsFunction: c.certificateNames().first,
 		Long: `Orders a certificate now if it is due; with --force also before that, whatever back-off is running. With --wait=issued the command ends when the
 new version is stored and on its way to the first wave, with --wait (done) when every wave has it.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			for _, f := range renewNotYet {
-				if cmd.Flags().Changed(f) {
-					return usage("not supported yet: renew --%s", f)
-				}
-			}
-			if len(args) != 1 {
-				return usage("renew wants the name of one certificate; got %d", len(args))
-			}
-			if req.Wait != "" && req.Wait != "issued" && req.Wait != "done" {
+			switch {
+			case len(args) == 0:
+				return usage("renew: name a certificate")
+			case len(args) == 2 && (args[1] == "issued" || args[1] == "done"):
+				return usage("renew: write --wait=%s", args[1])
+			case len(args) > 1:
+				return usage("not supported yet: renew of several certificates")
+			case req.Wait != "" && req.Wait != "issued" && req.Wait != "done":
 				return usage("--wait=%s: issued or done", req.Wait)
+			case timeout <= 0:
+				return usage("--timeout %s: not more than 0", timeout)
 			}
 			req.Name = args[0]
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			err := c.stream(ctx, req)
 			if errors.Is(err, context.DeadlineExceeded) {
-				return &hinted{fmt.Errorf("%s is not %s after %s", req.Name, req.Wait, timeout), "it goes on in the server; see `status` and `rollout status`"}
+				return &hinted{fmt.Errorf("%s is not %s after %s", req.Name, awaited(req.Wait), timeout), "it goes on in the server; see `status` and `rollout status`"}
 			}
 			return err
 		},
@@ -51,14 +49,18 @@ new version is stored and on its way to the first wave, with --wait (done) when 
 	flags.StringVar(&req.Wait, "wait", "", "wait until it is `issued` or done (all waves)")
 	flags.Lookup("wait").NoOptDefVal = "done"
 	flags.DurationVar(&timeout, "timeout", 10*time.Minute, "how long to wait")
-	flags.Bool("all", false, "every certificate")
-	flags.String("issued-by", "", "those of an issuer")
-	flags.String("issuer", "", "order from this issuer")
-	flags.Bool("dry-run", false, "only say what would be done")
-	for _, f := range renewNotYet {
-		_ = flags.MarkHidden(f)
-	}
 	return cmd
+}
+
+// awaited is what a renewal waits for, in words.
+func awaited(wait string) string {
+	switch wait {
+	case "issued":
+		return "issued"
+	case "done":
+		return "in every wave"
+	}
+	return "begun"
 }
 
 // stream shows the progress of a renewal on standard error and its result on standard output.
@@ -77,7 +79,7 @@ func (c *cli) stream(ctx context.Context, req admin.RenewRequest) error {
 			return false, r.Error
 		case r.Result != nil:
 			return false, c.print(*r.Result, func(io.Writer) error { return c.printRenewed(*r.Result, req.Wait) })
-		case c.format == "table":
+		case c.format == formatTable && isTerminal(c.errs):
 			if _, err := fmt.Fprintf(c.errs, "%s: %s\n", req.Name, r.Step); err != nil {
 				return false, fmt.Errorf("print: %w", err)
 			}

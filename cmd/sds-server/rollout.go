@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -9,36 +10,44 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sds-server/sds-server/internal/admin"
-	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
 func (c *cli) rollout() *cobra.Command {
 	cmd := &cobra.Command{Use: "rollout", Short: "Changes on their way through the groups", GroupID: "look"}
-	cmd.AddCommand(
-		c.rolloutList("status", "Rollouts under way", "/v1/rollouts"),
-		c.rolloutList("history", "Every rollout there was", "/v1/rollouts?all"),
-	)
+	var watch bool
+	status := &cobra.Command{
+		Use: "status", Short: "Rollouts under way", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.repeat(cmd.Context(), watch, func(ctx context.Context) error {
+				return c.showRollouts(ctx, "/v1/rollouts", "no rollout is under way")
+			})
+		},
+	}
+	status.Flags().BoolVar(&watch, "watch", false, "look again every second, until interrupted")
+	history := &cobra.Command{
+		Use: "history", Short: "Every rollout there was, the oldest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.showRollouts(cmd.Context(), "/v1/rollouts?all", "there was no rollout")
+		},
+	}
+	cmd.AddCommand(status, history)
 	return parent(cmd)
 }
 
-func (c *cli) rolloutList(use, short, path string) *cobra.Command {
-	return &cobra.Command{
-		Use: use, Short: short, Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var r admin.Rollouts
-			if err := c.get(cmd.Context(), path, &r); err != nil {
-				return err
-			}
-			return c.print(r, func(w io.Writer) error { return writeRollouts(w, r) })
-		},
+func (c *cli) showRollouts(ctx context.Context, path, empty string) error {
+	var r admin.Rollouts
+	if err := c.get(ctx, path, &r); err != nil {
+		return err
 	}
+	return c.print(r, func(w io.Writer) error {
+		if len(r.Rollouts) == 0 {
+			return c.printf("%s\n", empty)
+		}
+		return writeRollouts(w, r)
+	})
 }
 
 func writeRollouts(w io.Writer, r admin.Rollouts) error {
-	if len(r.Rollouts) == 0 {
-		_, err := fmt.Fprintln(w, "no rollout is under way")
-		return err
-	}
 	t := newTable("ROLLOUT", "STATE", "STARTED", "CHANGE", "WAVE", "GROUPS", "WAVE STATE", "ACKED", "REASON")
 	for _, one := range r.Rollouts {
 		first := []string{fmt.Sprint(one.ID), string(one.State), one.Started.Format(time.RFC3339), changes(one.Change)}
@@ -73,14 +82,17 @@ that one; a rolled back rollout is begun again, and its manual holds are release
 Nothing waiting and nothing newer: exit 0, "already there". Nothing waiting although the group is behind (held, taken back): exit 1 with the
 reason.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := notZero(cmd, "rollout", "to"); err != nil {
+				return err
+			}
 			if req.To != 0 {
-				var s rollout.Step
+				var s admin.Step
 				if err := c.post(cmd.Context(), "/v1/promote", req, &s); err != nil {
 					return err
 				}
 				return c.print(s, func(io.Writer) error { return c.printStep(s) })
 			}
-			var p rollout.Promotion
+			var p admin.Promotion
 			if err := c.post(cmd.Context(), "/v1/promote", req, &p); err != nil {
 				return err
 			}
@@ -101,7 +113,10 @@ func (c *cli) rollback() *cobra.Command {
 "promote --rollout" of them. With --to the difference to an earlier snapshot is applied; names that it did not know stay. Expired certificates
 are refused and named.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s rollout.Step
+			if err := notZero(cmd, "to"); err != nil {
+				return err
+			}
+			var s admin.Step
 			if err := c.post(cmd.Context(), "/v1/rollback", req, &s); err != nil {
 				return err
 			}
@@ -114,13 +129,24 @@ are refused and named.`,
 
 func (c *cli) groupFlags(cmd *cobra.Command, req *admin.GroupRequest) {
 	cmd.Flags().StringVar(&req.Group, "group", "", "the `group` to move")
-	cmd.Flags().Uint64Var(&req.To, "to", 0, "apply the difference to this `snapshot`")
+	cmd.Flags().Uint64Var(&req.To, "to", 0, "apply the difference to this `snapshot` (1 or more)")
 	cmd.Flags().StringVar(&req.Reason, "reason", "", "why, for the log")
 	_ = cmd.MarkFlagRequired("group")
-	c.completeGroups(cmd, "group")
+	c.groupNames().flag(cmd, "group")
+	names(c.snapshotNumbers).flag(cmd, "to")
 }
 
-func (c *cli) printPromotion(p rollout.Promotion) error {
+// notZero refuses numbers that were given as 0: nothing has that number, and 0 means not given.
+func notZero(cmd *cobra.Command, flags ...string) error {
+	for _, name := range flags {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "0" {
+			return usage("--%s 0: there is no such %s", name, map[string]string{"to": "snapshot", "rollout": "rollout"}[name])
+		}
+	}
+	return nil
+}
+
+func (c *cli) printPromotion(p admin.Promotion) error {
 	if p.Already {
 		return c.printf("%s is already there (snapshot %d)\n", p.Group, p.Snapshot)
 	}
@@ -132,12 +158,12 @@ func (c *cli) printPromotion(p rollout.Promotion) error {
 	return c.printf("promoted %s; %s is at snapshot %d\n", strings.Join(p.Groups, ", "), p.Group, p.Snapshot)
 }
 
-func (c *cli) printStep(s rollout.Step) error {
+func (c *cli) printStep(s admin.Step) error {
 	if len(s.Changes) == 0 {
 		return c.printf("%s is already there (snapshot %d)\n", s.Group, s.Snapshot)
 	}
 	for _, e := range s.Changes {
-		if err := c.printf("%s: %s -> %s\n", e.Secret, orNone(e.From.Short()), orNone(e.To.Short())); err != nil {
+		if err := c.printf("%s: %s -> %s\n", e.Secret, shortVersion(e.From), shortVersion(e.To)); err != nil {
 			return err
 		}
 	}
@@ -147,11 +173,4 @@ func (c *cli) printStep(s rollout.Step) error {
 		}
 	}
 	return c.printf("%s moved from snapshot %d to %d\n", s.Group, s.From, s.Snapshot)
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return none
-	}
-	return s
 }

@@ -22,7 +22,15 @@ type cli struct {
 
 	file   string // -c
 	format string // -o
+
+	began   bool   // the command line was understood, and a command runs
+	subject string // what problems are about, instead of the configuration file
 }
+
+const (
+	formatTable = "table"
+	formatJSON  = "json"
+)
 
 func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
@@ -37,18 +45,23 @@ init, validate, version, completion and store.
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 server not reachable.`,
 		SilenceErrors: true, SilenceUsage: true, Version: version,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if c.format != "table" && c.format != "json" {
+			if c.format != formatTable && c.format != formatJSON {
 				return usage("output format %q: table or json", c.format)
 			}
 			return nil
 		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err.Error()} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if refused, ok := errors.AsType[*usageError](err); ok {
+			return refused // said by the flag itself
+		}
+		return &usageError{err.Error(), helpHint}
+	})
 	flags := root.PersistentFlags()
 	flags.StringVarP(&c.file, "config", "c", defaultConfig, "configuration `file`")
-	flags.StringVarP(&c.format, "output", "o", "table", "output `format`: table or json")
-	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	flags.StringVarP(&c.format, "output", "o", formatTable, "output `format`: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp))
 	_ = root.MarkPersistentFlagFilename("config", "yaml", "yml")
 	for _, g := range []*cobra.Group{
 		{ID: "server", Title: "Server:"}, {ID: "look", Title: "Looking:"}, {ID: "change", Title: "Changing:"}, {ID: "node", Title: "Nodes:"},
@@ -64,15 +77,53 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 server not reach
 	refuseUnbuilt(root)
 	root.SetHelpCommandGroupID("server")
 	root.SetCompletionCommandGroupID("server")
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	if completion := childNamed(root, "completion"); completion != nil {
+		parent(completion) // else a shell that does not exist is no error
+	}
+	c.note(root)
 	return root
 }
 
+// note makes every command say when it begins: what goes wrong before that is the command line.
+func (c *cli) note(cmd *cobra.Command) {
+	if do := cmd.RunE; do != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			c.began = true
+			return do(cmd, args)
+		}
+	}
+	for _, child := range cmd.Commands() {
+		c.note(child)
+	}
+}
+
+// asksForJSON looks for -o json in a command line that could not be understood.
+func asksForJSON(args []string) bool {
+	for i, a := range args {
+		switch a {
+		case "-ojson", "-o=json", "--output=json":
+			return true
+		case "-o", "--output":
+			if i+1 < len(args) && args[i+1] == formatJSON {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // usageError is a wrong command line: exit code 2.
-type usageError struct{ text string }
+type usageError struct{ text, hint string }
 
 func (e *usageError) Error() string { return e.text }
 
-func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+const helpHint = "see `sds-server help`"
+
+func usage(format string, args ...any) error {
+	return &usageError{fmt.Sprintf(format, args...), helpHint}
+}
 
 // hinted is an error with what to do about it.
 type hinted struct {
@@ -109,24 +160,30 @@ func (c *cli) post(ctx context.Context, path string, body, v any) error {
 
 // report prints an error for a person or, with -o json, for a program, and returns the exit code.
 func (c *cli) report(err error) int {
-	code, hint := classify(err)
-	if c.format == "json" {
-		_ = writeJSON(c.errs, admin.Error{Message: err.Error(), Hint: hint})
+	code, hint := c.classify(err)
+	if c.format == formatJSON {
+		_ = writeJSON(c.errs, admin.Error{Message: err.Error(), Hint: hint}) // there is nowhere else to say it
 		return code
 	}
-	var problems config.Problems
-	if errors.As(err, &problems) {
-		_, _ = fmt.Fprintf(c.errs, "error: %s: %d %s\n", c.file, len(problems), plural(len(problems), "problem"))
+	text := strings.TrimSpace(err.Error())
+	if problems, ok := errors.AsType[config.Problems](err); ok {
+		text = fmt.Sprintf("%s: %d %s", c.about(), len(problems), plural(len(problems), "problem"))
 		for _, p := range problems {
-			_, _ = fmt.Fprintf(c.errs, "  %s\n", p)
+			text += "\n  " + p.String()
 		}
-		return code
 	}
-	_, _ = fmt.Fprintf(c.errs, "error: %s\n", strings.TrimSpace(err.Error()))
+	_, _ = fmt.Fprintf(c.errs, "error: %s\n", text) // as above
 	if hint != "" {
 		_, _ = fmt.Fprintf(c.errs, "hint: %s\n", hint)
 	}
 	return code
+}
+
+func (c *cli) about() string {
+	if c.subject != "" {
+		return c.subject
+	}
+	return c.file
 }
 
 func plural(n int, noun string) string {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 func (c *cli) secrets() *cobra.Command {
@@ -53,7 +54,7 @@ func (c *cli) secretsList() *cobra.Command {
 
 func (c *cli) secretsShow() *cobra.Command {
 	return &cobra.Command{
-		Use: "show NAME", Short: "Every stored version of a secret in full; never a key", Args: cobra.ExactArgs(1), ValidArgsFunction: c.secretNames,
+		Use: "show NAME", Short: "Every stored version of a secret in full; never a key", Args: cobra.ExactArgs(1), ValidArgsFunction: names(c.secretNames).first,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := c.secret(cmd.Context(), args[0])
 			if err != nil {
@@ -66,7 +67,7 @@ func (c *cli) secretsShow() *cobra.Command {
 
 func (c *cli) secretsHistory() *cobra.Command {
 	return &cobra.Command{
-		Use: "history NAME", Short: "The versions of a secret, the newest first", Args: cobra.ExactArgs(1), ValidArgsFunction: c.secretNames,
+		Use: "history NAME", Short: "The versions of a secret, the newest first", Args: cobra.ExactArgs(1), ValidArgsFunction: names(c.secretNames).first,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := c.secret(cmd.Context(), args[0])
 			if err != nil {
@@ -99,6 +100,7 @@ func writeSecret(w io.Writer, s admin.Secret) error {
 		t.add("SERIAL", v.Serial)
 		t.add("SHA-256", v.SHA256)
 		t.add("DNS NAMES", strings.Join(v.DNSNames, ", "))
+		t.add("ADDRESSES", strings.Join(v.Addresses, ", "))
 		t.add("NOT BEFORE", v.NotBefore.Format(time.RFC3339))
 		t.add("NOT AFTER", v.NotAfter.Format(time.RFC3339))
 		t.add("KEY TYPE", v.KeyType)
@@ -121,19 +123,22 @@ func (c *cli) secretsImport() *cobra.Command {
 issued certificate has to pass; what Envoy or a client would reject is refused here. The command reads the files itself.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := admin.ImportRequest{Name: args[0], Reason: reason}
-			for path, into := range map[string]*string{chain: &req.ChainPEM, key: &req.KeyPEM} {
-				b, err := os.ReadFile(path)
-				if err != nil {
-					return err
-				}
-				*into = string(b)
+			var err error
+			if req.ChainPEM, err = readPEM(chain, secret.MaxChainSize); err != nil {
+				return fmt.Errorf("chain: %w", err)
+			}
+			if req.KeyPEM, err = readPEM(key, secret.MaxKeySize); err != nil {
+				return fmt.Errorf("key: %w", err)
 			}
 			var a admin.Accepted
 			if err := c.post(cmd.Context(), "/v1/secrets", req, &a); err != nil {
 				return err
 			}
 			return c.print(a, func(io.Writer) error {
-				return c.printf("imported %s version %s (serial %s); rollout %s, snapshot %d\n", a.Name, short(a.Version), a.Serial, text(a.Rollout), a.Snapshot)
+				if a.Rollout == nil {
+					return c.printf("%s version %s (serial %s) is in every group already\n", a.Name, short(a.Version), a.Serial)
+				}
+				return c.printf("imported %s version %s (serial %s); rollout %d, snapshot %d\n", a.Name, short(a.Version), a.Serial, *a.Rollout, a.Snapshot)
 			})
 		},
 	}
@@ -148,10 +153,13 @@ issued certificate has to pass; what Envoy or a client would reject is refused h
 func (c *cli) secretsRelease() *cobra.Command {
 	var version string
 	cmd := &cobra.Command{
-		Use: "release NAME", Short: "Let held versions of a secret go again", Args: cobra.ExactArgs(1), ValidArgsFunction: c.secretNames,
+		Use: "release NAME", Short: "Let held versions of a secret go again", Args: cobra.ExactArgs(1), ValidArgsFunction: c.heldNames().first,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var r admin.Released
-			path := "/v1/secrets/" + url.PathEscape(args[0]) + "/release?" + query("version", version)
+			path := "/v1/secrets/" + url.PathEscape(args[0]) + "/release"
+			if version != "" {
+				path += "?" + query("version", version)
+			}
 			if err := c.post(cmd.Context(), path, struct{}{}, &r); err != nil {
 				return err
 			}
@@ -167,30 +175,13 @@ func (c *cli) secretsRelease() *cobra.Command {
 // query builds one parameter of a URL.
 func query(key, value string) string { return url.Values{key: {value}}.Encode() }
 
-// secretNames completes the names of secrets from the running server.
-func (c *cli) secretNames(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	var s admin.Secrets
-	if len(args) > 0 || c.get(cmd.Context(), "/v1/secrets", &s) != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
+// readPEM reads a file up to a little more than may be in it, so that the server says what is wrong with one that is too large.
+func readPEM(path string, limit int64) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
 	}
-	names := make([]string, 0, len(s.Secrets))
-	for _, h := range s.Secrets {
-		names = append(names, h.Name)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
-}
-
-// completeGroups completes a flag with the names of the groups of the running server.
-func (c *cli) completeGroups(cmd *cobra.Command, flag string) {
-	_ = cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		var s admin.Status
-		if c.get(cmd.Context(), "/v1/status", &s) != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		names := make([]string, 0, len(s.Groups))
-		for _, g := range s.Groups {
-			names = append(names, g.Name)
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	})
+	defer f.Close() // only read
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	return string(b), err
 }

@@ -32,7 +32,7 @@ func (c *cli) snapshots() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "show N", Short: "The secrets of a snapshot", Args: cobra.ExactArgs(1),
+			Use: "show N", Short: "The secrets of a snapshot", Args: cobra.ExactArgs(1), ValidArgsFunction: names(c.snapshotNumbers).first,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				var s admin.Snapshot
 				if err := c.get(cmd.Context(), "/v1/snapshots/"+url.PathEscape(args[0]), &s); err != nil {
@@ -52,6 +52,12 @@ func (c *cli) snapshots() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "diff A B", Short: "What differs between two snapshots", Args: cobra.ExactArgs(2),
+			ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+				if len(args) > 1 {
+					return nil, cobra.ShellCompDirectiveNoFileComp
+				}
+				return names(c.snapshotNumbers).propose(cmd.Context())
+			},
 			RunE: func(cmd *cobra.Command, args []string) error {
 				var d admin.Diff
 				if err := c.get(cmd.Context(), "/v1/snapshots/"+url.PathEscape(args[0])+"/diff/"+url.PathEscape(args[1]), &d); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -50,25 +51,34 @@ func (c *cli) nodes() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&watch, "watch", false, "look again every second, until interrupted")
 	cmd.Flags().StringVar(&group, "group", "", "only this `group`")
-	c.completeGroups(cmd, "group")
+	c.groupNames().flag(cmd, "group")
 	return cmd
 }
 
-// repeat shows something once, or again and again on a cleared screen.
+// repeat shows something once, or again and again until it is interrupted: on a terminal in place, else one after the other. A server
+// that restarts meanwhile is waited for.
 func (c *cli) repeat(ctx context.Context, watch bool, show func(context.Context) error) error {
 	if !watch {
 		return show(ctx)
 	}
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	for {
-		if c.format == "table" {
+	for seen := false; ; {
+		if c.format == formatTable && isTerminal(c.out) {
 			if err := c.printf("\x1b[H\x1b[2J"); err != nil {
 				return err
 			}
 		}
-		if err := show(ctx); err != nil {
+		err := show(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			seen = true
+		case !seen || !errors.Is(err, admin.ErrUnreachable):
 			return err
+		default:
+			c.report(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -107,7 +117,7 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	}
 	held := newTable("HELD", "VERSION", "KIND", "SINCE", "REASON")
 	for _, h := range s.Held {
-		held.add(h.Secret, h.Version.Short(), string(h.Kind), ago(now.Sub(h.Since))+" ago", h.Reason)
+		held.add(h.Secret, short(h.Version), string(h.Kind), ago(now.Sub(h.Since))+" ago", h.Reason)
 	}
 	return writeTables(w, certs, groups, rollouts, held)
 }

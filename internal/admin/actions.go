@@ -14,8 +14,12 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-// maxIdentityDays bounds the life of a node certificate: ten years are that of the channel's CA.
-const maxIdentityDays = 825
+const (
+	// maxIdentityDays bounds the life of a node certificate.
+	maxIdentityDays = 825
+	// minVersionPrefix is how many digits of a version name it: what tables show.
+	minVersionPrefix = 12
+)
 
 func operator(r *http.Request, reason string) rollout.Operator {
 	return rollout.Operator{By: peerOf(r.Context()).String(), Reason: reason}
@@ -27,7 +31,7 @@ func (s *Server) importSecret(r *http.Request) (any, error) {
 	if err := body(r, &req); err != nil {
 		return nil, err
 	}
-	if slices.Contains(s.Live().Certificates, req.Name) {
+	if slices.ContainsFunc(s.Live().Certificates, func(c Certificate) bool { return c.Name == req.Name }) {
 		return nil, fail(http.StatusConflict, "secret "+strconv.Quote(req.Name)+" is issued by this server",
 			"import under another name, or take the certificate out of the configuration first")
 	}
@@ -55,13 +59,16 @@ func (s *Server) importSecret(r *http.Request) (any, error) {
 }
 
 func (s *Server) release(r *http.Request) (any, error) {
-	name := r.PathValue("name")
-	n, err := s.Rollout.Release(r.Context(), name, secret.Version(r.URL.Query().Get("version")))
+	name, version := r.PathValue("name"), r.URL.Query().Get("version")
+	if version != "" && len(version) < minVersionPrefix {
+		return nil, fail(http.StatusBadRequest, "version "+strconv.Quote(version)+": at least "+strconv.Itoa(minVersionPrefix)+" digits name one", "see `secrets history "+name+"`")
+	}
+	n, err := s.Rollout.Release(r.Context(), name, secret.Version(version))
 	if err != nil {
 		return nil, err
 	}
 	if n == 0 {
-		return nil, fail(http.StatusNotFound, "no version of "+strconv.Quote(name)+" is held", "see `status` for what is held")
+		return nil, fail(http.StatusNotFound, "no such version of "+strconv.Quote(name)+" is held", "see `status` for what is held")
 	}
 	return Released{Name: name, Released: n}, nil
 }
@@ -72,9 +79,14 @@ func (s *Server) promote(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if req.To != 0 {
-		return s.Rollout.PromoteTo(r.Context(), req.Group, req.To, operator(r, req.Reason))
+		step, err := s.Rollout.PromoteTo(r.Context(), req.Group, req.To, operator(r, req.Reason))
+		return stepped(step), err
 	}
-	return s.Rollout.Promote(r.Context(), req.Group, req.Rollout, operator(r, req.Reason))
+	p, err := s.Rollout.Promote(r.Context(), req.Group, req.Rollout, operator(r, req.Reason))
+	return Promotion{
+		Group: p.Group, Rollouts: append([]uint64{}, p.Rollouts...), Changes: append([]string{}, p.Changes...),
+		Groups: append([]string{}, p.Groups...), Snapshot: p.Snapshot, Already: p.Already,
+	}, err
 }
 
 func (s *Server) rollback(r *http.Request) (any, error) {
@@ -91,7 +103,19 @@ func (s *Server) rollback(r *http.Request) (any, error) {
 	if errors.Is(err, rollout.ErrNothingToUndo) {
 		return nil, fail(http.StatusConflict, err.Error(), "`rollback --to N` goes to any earlier snapshot; see `snapshots list`")
 	}
-	return step, err
+	return stepped(step), err
+}
+
+// stepped turns a step into its pinned form.
+func stepped(s rollout.Step) Step {
+	out := Step{
+		Group: s.Group, From: s.From, Snapshot: s.Snapshot, Rollouts: append([]uint64{}, s.Rollouts...), Changes: []DiffEntry{}, Held: sorted(s.Held),
+	}
+	for _, e := range s.Changes {
+		out.Changes = append(out.Changes, DiffEntry{Secret: e.Secret, From: optionalVersion(e.From), To: optionalVersion(e.To)})
+	}
+	slices.SortFunc(out.Changes, func(a, b DiffEntry) int { return strings.Compare(a.Secret, b.Secret) })
+	return out
 }
 
 func (s *Server) group(r *http.Request) (GroupRequest, error) {
@@ -100,7 +124,7 @@ func (s *Server) group(r *http.Request) (GroupRequest, error) {
 		return req, err
 	}
 	live := s.Live()
-	if !slices.ContainsFunc(live.Groups, func(g Group) bool { return g.Name == req.Group }) {
+	if _, ok := live.group(req.Group); !ok {
 		return req, unknownGroup(live, req.Group)
 	}
 	return req, nil
@@ -116,26 +140,23 @@ func (s *Server) issueIdentity(r *http.Request) (any, error) {
 		return nil, fail(http.StatusConflict, "this server has no CA for the xDS channel", "`sds-server init` makes one; without it, bring certificates of your own CA")
 	}
 	if req.Days < 1 || req.Days > maxIdentityDays {
-		return nil, fail(http.StatusBadRequest, "days: not between 1 and "+strconv.Itoa(maxIdentityDays), "")
+		return nil, fail(http.StatusBadRequest, "a life of "+strconv.Itoa(req.Days)+" days: not between 1 and "+strconv.Itoa(maxIdentityDays), "see --days")
 	}
 	live := s.Live()
-	i := slices.IndexFunc(live.Groups, func(g Group) bool { return g.Name == req.Group })
-	if i < 0 {
+	group, ok := live.group(req.Group)
+	if !ok {
 		return nil, unknownGroup(live, req.Group)
 	}
-	uri, err := identity.URI(live.Groups[i].Identities, req.Node)
-	if err != nil {
-		return nil, fail(http.StatusConflict, err.Error(), "")
+	uri, err := identity.URI(group.Identities, req.Node)
+	if errors.Is(err, identity.ErrNoURI) {
+		return nil, fail(http.StatusConflict, "group "+strconv.Quote(req.Group)+": "+err.Error(), "add one, such as spiffe://sds-server/"+req.Group+"/*, to the identities of the group")
 	}
-	now := time.Now()
-	life := time.Duration(req.Days) * 24 * time.Hour
-	cert, err := s.Identities.Node([]byte(req.CSRPEM), req.Node, uri, now, life)
 	if err != nil {
 		return nil, fail(http.StatusBadRequest, err.Error(), "")
 	}
-	return Identity{Identity: uri, CertPEM: string(cert), CAPEM: string(s.Identities.CertificatePEM()), NotAfter: now.Add(life).UTC()}, nil
+	cert, err := s.Identities.Node([]byte(req.CSRPEM), req.Node, uri, time.Now(), time.Duration(req.Days)*24*time.Hour)
+	if err != nil {
+		return nil, fail(http.StatusBadRequest, err.Error(), "")
+	}
+	return Identity{Identity: uri, CertPEM: string(cert.PEM), CAPEM: string(s.Identities.CertificatePEM()), NotAfter: cert.NotAfter}, nil
 }
-
-func list(names []string) string { return strings.Join(names, ", ") }
-
-func compare(a, b string) int { return strings.Compare(a, b) }

@@ -29,7 +29,16 @@ type Status struct {
 	Groups         []GroupStatus       `json:"groups"`
 	Rollouts       []RolloutState      `json:"rollouts"`
 	Issuers        []IssuerStatus      `json:"issuers"`
-	Held           []rollout.Hold      `json:"held"`
+	Held           []Hold              `json:"held"`
+}
+
+// Hold is a version that is kept back.
+type Hold struct {
+	Secret  string           `json:"secret"`
+	Version string           `json:"version"`
+	Kind    rollout.HoldKind `json:"kind"`
+	Reason  string           `json:"reason"`
+	Since   time.Time        `json:"since"`
 }
 
 // ConfigStatus tells about the last load of the configuration.
@@ -180,11 +189,12 @@ type SecretVersion struct {
 	Serial    string    `json:"serial"`
 	SHA256    string    `json:"sha256"`
 	DNSNames  []string  `json:"dns_names"`
+	Addresses []string  `json:"ip_addresses"`
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
 	KeyType   string    `json:"key_type"`
 	ChainPEM  string    `json:"chain_pem"`
-	Groups    []string  `json:"groups"`
+	Groups    []string  `json:"groups"` // that are at it; a current version without any waits for its first wave
 }
 
 // Snapshots is the answer of `snapshots list`.
@@ -237,15 +247,23 @@ type Rollouts struct {
 
 // Rollout is one rollout as it is printed.
 type Rollout struct {
-	ID       uint64          `json:"id"`
-	State    rollout.State   `json:"state"`
-	Reason   string          `json:"reason"`
-	Started  time.Time       `json:"started"`
-	Deadline *time.Time      `json:"deadline"`
-	Change   []Change        `json:"change"`
-	Wave     int             `json:"wave"`
-	Waves    []Wave          `json:"waves"`
-	Log      []rollout.Event `json:"log"`
+	ID       uint64        `json:"id"`
+	State    rollout.State `json:"state"`
+	Reason   string        `json:"reason"`
+	Started  time.Time     `json:"started"`
+	Deadline *time.Time    `json:"deadline"`
+	Change   []Change      `json:"change"`
+	Wave     int           `json:"wave"` // index of the wave under way; their number when all are done
+	Waves    []Wave        `json:"waves"`
+	Log      []Event       `json:"log"` // the oldest first
+}
+
+// Event is one transition of a rollout; by is null for the server itself.
+type Event struct {
+	At     time.Time     `json:"at"`
+	State  rollout.State `json:"state"`
+	Reason string        `json:"reason"`
+	By     *string       `json:"by"`
 }
 
 // Change is one secret of a rollout; null is absent.
@@ -299,6 +317,26 @@ type GroupRequest struct {
 	Reason  string `json:"reason,omitempty"`
 }
 
+// Promotion is the answer of `promote`.
+type Promotion struct {
+	Group    string   `json:"group"`
+	Rollouts []uint64 `json:"rollouts"` // let go, the oldest first
+	Changes  []string `json:"changes"`  // each in words
+	Groups   []string `json:"groups"`   // that move with it, earlier waves first
+	Snapshot uint64   `json:"snapshot"` // where the group is now
+	Already  bool     `json:"already"`  // nothing waited, and there is nothing newer
+}
+
+// Step is the answer of `rollback` and of `promote --to`.
+type Step struct {
+	Group    string      `json:"group"`
+	From     uint64      `json:"from"` // snapshot before
+	Snapshot uint64      `json:"snapshot"`
+	Rollouts []uint64    `json:"rollouts"` // under way, that this has ended
+	Changes  []DiffEntry `json:"changes"`
+	Held     []string    `json:"held"` // versions taken back, as "secret version"
+}
+
 // RenewRequest asks for a renewal; the answer is a stream of Renewal lines, the last of which has Done or Error set.
 type RenewRequest struct {
 	Name   string `json:"name"`
@@ -345,11 +383,6 @@ type Identity struct {
 type Released struct {
 	Name     string `json:"name"`
 	Released int    `json:"released"`
-}
-
-// BootstrapRequest asks for what an Envoy of a group has to know.
-type BootstrapRequest struct {
-	Group string `json:"group"`
 }
 
 // BootstrapInfo is what the bootstrap of a group's Envoy is made of.

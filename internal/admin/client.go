@@ -10,10 +10,14 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // ErrUnreachable is returned when no server answers on the socket.
 var ErrUnreachable = errors.New("the server is not reachable")
+
+// answerTime bounds every request but a stream: the server answers from memory, or after a commit.
+const answerTime = 30 * time.Second
 
 // Client talks to a Server on its Unix socket.
 type Client struct {
@@ -42,15 +46,19 @@ func (c *Client) Post(ctx context.Context, path string, body, v any) error {
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body, v any) error {
-	resp, err := c.send(ctx, method, path, body)
-	if err != nil {
-		return err
+	bounded, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	resp, err := c.send(bounded, method, path, body)
+	if err == nil {
+		defer resp.Body.Close()
+		if err = json.NewDecoder(resp.Body).Decode(v); err != nil {
+			err = fmt.Errorf("answer of %s: %w", path, err)
+		}
 	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(v); err != nil {
-		return fmt.Errorf("answer of %s: %w", path, err)
+	if bounded.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w at %s: no answer within %s", ErrUnreachable, c.socket, answerTime)
 	}
-	return nil
+	return err
 }
 
 // Stream sends body and calls each for every line of the answer, until it returns false or the stream ends.
@@ -68,8 +76,14 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(li
 			return err
 		}
 	}
-	if err := lines.Err(); err != nil {
+	err = lines.Err()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, bufio.ErrTooLong):
 		return fmt.Errorf("answer of %s: %w", path, err)
+	case err != nil:
+		return fmt.Errorf("%w: the connection ended before the answer was complete: %w", ErrUnreachable, err)
 	}
 	return fmt.Errorf("%w: the connection ended before the answer was complete", ErrUnreachable)
 }
@@ -88,7 +102,7 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		}
 		return nil, fmt.Errorf("%w at %s: %s", ErrUnreachable, c.socket, cause(err))
 	}

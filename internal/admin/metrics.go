@@ -58,7 +58,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	gauge(c.latest, float64(c.server.Cache.Latest()))
-	states := map[rollout.State]float64{rollout.Waiting: 0, rollout.Moving: 0}
+	states := map[rollout.State]float64{rollout.Waiting: 0, rollout.Moving: 0} // all that are there in this form
 	for _, r := range c.server.Rollout.Active() {
 		states[r.State]++
 	}

@@ -13,8 +13,15 @@ import (
 	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
-// pollInterval is how often a renewal that waits for its rollout looks.
-const pollInterval = 10 * time.Millisecond
+const (
+	// pollInterval is how often a renewal that waits for its rollout looks.
+	pollInterval = 10 * time.Millisecond
+	// queueWait is how long a renewal without a wait looks whether the order is refused: one that only queues has begun.
+	queueWait = time.Second
+)
+
+// errStopping ends what only waits when the server shuts down.
+var errStopping = errors.New("the server is stopping")
 
 // renew answers with a line for each step, and one for the result. The order goes on when the peer goes away.
 func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
@@ -28,16 +35,16 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	flow := renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()}
 	result, err := flow.run(r.Context())
-	if err != nil {
-		log.WarnContext(r.Context(), "renewal failed", "err", err)
+	switch {
+	case err == nil:
+		flow.say(Renewal{Result: result})
+	case r.Context().Err() != nil:
+		log.InfoContext(r.Context(), "operator went away; what was begun goes on")
+	default:
 		_, e := describe(err)
-		if failed, ok := errors.AsType[*issuer.Error](err); ok {
-			e.Hint = failed.Hint
-		}
+		log.WarnContext(r.Context(), "operator command refused or failed", "err", e.Message)
 		flow.say(Renewal{Error: e})
-		return
 	}
-	flow.say(Renewal{Result: result})
 }
 
 // renewal is one request under way.
@@ -78,10 +85,17 @@ func (f *renewal) run(ctx context.Context) (*Renewed, error) {
 	return result, nil
 }
 
-// issue orders the certificate and passes its steps on. Without a wait it returns as soon as the order has begun.
+// issue orders the certificate and passes its steps on. Without a wait it returns as soon as the order has begun. The end of ctx ends
+// the wait alone: the order is the loop's.
 func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var begun <-chan time.Time
+	if f.request.Wait == "" {
+		timer := time.NewTimer(queueWait)
+		defer timer.Stop()
+		begun = timer.C
+	}
 	type outcome struct {
 		accepted issuer.Accepted
 		err      error
@@ -99,15 +113,17 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 	for {
 		select {
 		case step := <-steps:
-			if f.request.Wait == "" && step != issuer.StepQueued {
-				cancel() // only the wait ends
-				<-done
-				return issuer.Accepted{}, nil
+			if f.request.Wait != "" || step == issuer.StepQueued {
+				f.say(Renewal{Step: string(step)})
+				continue
 			}
-			f.say(Renewal{Step: string(step)})
+		case <-begun:
 		case o := <-done:
 			return o.accepted, explain(f.request.Name, o.err)
 		}
+		cancel() // only the wait ends
+		<-done
+		return issuer.Accepted{}, nil
 	}
 }
 
@@ -163,6 +179,8 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-f.server.stopping:
+			return fmt.Errorf("rollout %d is %s: %w", id, r.State, errStopping)
 		case <-tick.C:
 		}
 	}

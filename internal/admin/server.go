@@ -4,15 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os/user"
-	"strconv"
+	"runtime/debug"
+	"slices"
+	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -20,18 +20,19 @@ import (
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
 	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
 )
 
 // maxBody bounds a request: an imported chain and key are far smaller.
 const maxBody = 1 << 20
 
-// Live is what a reload changes.
+// Live is what a reload changes. It is read only.
 type Live struct {
 	Config       ConfigStatus
 	Ready        bool
 	Groups       []Group
 	Issuers      []string
-	Certificates []string
+	Certificates []Certificate
 	SDS          []SDSListener
 	Challenge    string // address of the HTTP-01 responder; empty if there is none
 }
@@ -43,6 +44,12 @@ type Group struct {
 	Allows     func(secret string) bool
 }
 
+// Certificate is a configured certificate.
+type Certificate struct {
+	Name     string
+	DNSNames []string
+}
+
 // SDSListener is a configured SDS listener.
 type SDSListener struct {
 	Address string // socket path, or host:port
@@ -50,6 +57,14 @@ type SDSListener struct {
 	Plain   bool     // loopback TCP without TLS
 	Groups  []string // empty: all
 	Names   []string // DNS names and addresses in the server's certificate
+}
+
+func (l Live) group(name string) (Group, bool) {
+	i := slices.IndexFunc(l.Groups, func(g Group) bool { return g.Name == name })
+	if i < 0 {
+		return Group{}, false
+	}
+	return l.Groups[i], true
 }
 
 // Options configure a Server. Identities may be nil; then `identity issue` answers that there is no channel CA.
@@ -61,7 +76,7 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Live       func() Live
-	// Allowed decides about peers besides root and our own user.
+	// Allowed decides who may use the API, by uid.
 	Allowed func(uid uint32) bool
 	Log     *slog.Logger
 }
@@ -69,12 +84,14 @@ type Options struct {
 // Server answers the operator API.
 type Server struct {
 	Options
-	http *http.Server
+	http     *http.Server
+	stopOnce sync.Once
+	stopping chan struct{} // closed when the server shuts down: what only waits ends
 }
 
 // New returns a server that is not listening yet.
 func New(opts Options) *Server {
-	s := &Server{Options: opts}
+	s := &Server{Options: opts, stopping: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/status", s.read(s.status))
 	mux.Handle("GET /v1/nodes", s.read(s.nodes))
@@ -95,66 +112,39 @@ func New(opts Options) *Server {
 		answerError(w, fail(http.StatusNotFound, "no such operation: "+r.Method+" "+r.URL.Path, "command and server may be of different versions"))
 	})
 	s.http = &http.Server{
-		Handler: s.authenticate(mux), ConnContext: withPeer, ReadHeaderTimeout: 10 * time.Second,
+		Handler: s.catch(s.authenticate(mux)), ConnContext: withPeer, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
 		ErrorLog: slog.NewLogLogger(opts.Log.Handler(), slog.LevelDebug),
 	}
 	return s
 }
 
-// Serve answers on l until ctx ends, then lets requests under way finish for a short time.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error { return ServeHTTP(ctx, s.http, l) }
-
-type peerKey struct{}
-
-// peer is who is at the other end of the socket.
-type peer struct {
-	uid uint32
-	err error
+// Serve answers on l until ctx ends, then lets requests under way finish for a short time; those that only wait for a rollout end at once.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { s.stopOnce.Do(func() { close(s.stopping) }) })
+	defer stop()
+	return ServeHTTP(ctx, s.http, l)
 }
 
-func (p peer) String() string {
-	id := strconv.FormatUint(uint64(p.uid), 10)
-	if u, err := user.LookupId(id); err == nil {
-		return u.Username
-	}
-	return "uid=" + id
-}
-
-// withPeer reads the credentials that the kernel vouches for (unix(7), SO_PEERCRED).
-func withPeer(ctx context.Context, c net.Conn) context.Context {
-	p := peer{err: errors.New("not a Unix socket")}
-	if u, ok := c.(*net.UnixConn); ok {
-		p = credentials(u)
-	}
-	return context.WithValue(ctx, peerKey{}, p)
-}
-
-func credentials(c *net.UnixConn) (p peer) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return peer{err: err}
-	}
-	err = raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, p.err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); p.err == nil {
-			p.uid = cred.Uid
-		}
+// catch turns a panic into an answer and a line in the log; the server goes on.
+func (s *Server) catch(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			s.Log.ErrorContext(r.Context(), "operator command panicked", "operation", r.URL.Path, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+			answerError(w, fail(http.StatusInternalServerError, "internal error of the server", "its log has the details; please report them"))
+		}()
+		next.ServeHTTP(w, r)
 	})
-	if err != nil {
-		p.err = err
-	}
-	return p
-}
-
-func peerOf(ctx context.Context) peer {
-	p, _ := ctx.Value(peerKey{}).(peer)
-	return p
 }
 
 func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p := peerOf(r.Context())
 		if p.err != nil || !s.Allowed(p.uid) {
+			w.Header().Set("Connection", "close")
 			answerError(w, fail(http.StatusForbidden, "permission denied for "+p.String(), "run the command as root or as the server's user, or add the user to admin.users"))
 			return
 		}
@@ -193,12 +183,34 @@ func (s *Server) act(do func(*http.Request) (any, error)) http.Handler {
 		v, err := do(r)
 		log := s.Log.With("operation", r.URL.Path, "by", peerOf(r.Context()).String())
 		if err != nil {
-			log.WarnContext(r.Context(), "operator command refused", "err", err)
+			_, e := describe(err)
+			log.WarnContext(r.Context(), "operator command refused", "err", e.Message)
 			return nil, err
 		}
-		log.InfoContext(r.Context(), "operator command", "result", v)
+		log.LogAttrs(r.Context(), slog.LevelInfo, "operator command", summary(v)...)
 		return v, nil
 	})
+}
+
+// summary is what the log says of a result.
+func summary(v any) []slog.Attr {
+	switch v := v.(type) {
+	case Accepted:
+		attrs := []slog.Attr{slog.String("secret", v.Name), slog.String("version", v.Version), slog.Uint64("snapshot", v.Snapshot)}
+		if v.Rollout != nil {
+			attrs = append(attrs, slog.Uint64("rollout", *v.Rollout))
+		}
+		return attrs
+	case Released:
+		return []slog.Attr{slog.String("secret", v.Name), slog.Int("released", v.Released)}
+	case Promotion:
+		return []slog.Attr{slog.String("group", v.Group), slog.Any("rollouts", v.Rollouts), slog.Uint64("snapshot", v.Snapshot), slog.Bool("already", v.Already)}
+	case Step:
+		return []slog.Attr{slog.String("group", v.Group), slog.Uint64("from", v.From), slog.Uint64("snapshot", v.Snapshot), slog.Any("held", v.Held)}
+	case Identity:
+		return []slog.Attr{slog.String("identity", v.Identity), slog.Time("not_after", v.NotAfter)}
+	}
+	return nil
 }
 
 func answer(w http.ResponseWriter, v any) {
@@ -216,18 +228,26 @@ func answerError(w http.ResponseWriter, err error) {
 // describe turns an error into an answer, in one place.
 func describe(err error) (int, *Error) {
 	var f *failure
+	var fault *store.Fault
 	var refused *secret.Error
+	var order *issuer.Error
 	switch {
 	case errors.As(err, &f):
 		return f.code, &f.answer
 	case errors.As(err, &refused):
-		return http.StatusUnprocessableEntity, &Error{Message: err.Error(), Hint: refused.Hint}
+		return http.StatusUnprocessableEntity, &Error{Message: oneLine(err.Error()), Hint: joined(secret.Hints(err))}
+	case errors.As(err, &order):
+		return http.StatusConflict, &Error{Message: oneLine(err.Error()), Hint: order.Hint}
+	case errors.As(err, &fault):
+		return http.StatusInternalServerError, &Error{Message: err.Error(), Hint: fault.Hint}
 	case errors.Is(err, rollout.ErrHeld), errors.Is(err, rollout.ErrBehind):
 		return http.StatusConflict, &Error{Message: err.Error(), Hint: "`secrets release NAME` lets a held version go; `promote --rollout ID` begins its rollout again"}
 	case errors.Is(err, cache.ErrNoSnapshot), errors.Is(err, rollout.ErrNoRollout):
 		return http.StatusNotFound, &Error{Message: err.Error(), Hint: "see `snapshots list` and `rollout history`"}
+	case errors.Is(err, issuer.ErrStopped), errors.Is(err, errStopping):
+		return http.StatusServiceUnavailable, &Error{Message: err.Error(), Hint: "what was begun goes on at the next start; see `status` then"}
 	default:
-		return http.StatusConflict, &Error{Message: err.Error()}
+		return http.StatusConflict, &Error{Message: oneLine(err.Error())}
 	}
 }
 

@@ -1,13 +1,13 @@
 package admin
 
 import (
+	"cmp"
 	"net/http"
 	"slices"
-	"time"
+	"strings"
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
-	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
 )
 
@@ -15,7 +15,7 @@ func (s *Server) status(*http.Request) (any, error) {
 	live := s.Live()
 	out := Status{
 		Version: s.Version, Leader: true, Ready: live.Ready, Config: live.Config, SnapshotLatest: s.Cache.Latest(),
-		Certificates: []CertificateStatus{}, Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: s.Rollout.Holds(),
+		Certificates: []CertificateStatus{}, Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: []Hold{},
 	}
 	down := map[string]bool{}
 	for _, st := range s.Issuer.Status() {
@@ -24,16 +24,16 @@ func (s *Server) status(*http.Request) (any, error) {
 			down[st.Issuer] = true
 		}
 	}
-	slices.SortFunc(out.Certificates, func(a, b CertificateStatus) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(out.Certificates, func(a, b CertificateStatus) int { return strings.Compare(a.Name, b.Name) })
 	for _, r := range s.Rollout.Active() {
 		out.Rollouts = append(out.Rollouts, RolloutState{ID: r.ID, State: r.State})
 	}
 	for _, i := range live.Issuers {
 		out.Issuers = append(out.Issuers, IssuerStatus{Name: i, Up: !down[i], Limits: []Limit{}})
 	}
-	slices.SortFunc(out.Issuers, func(a, b IssuerStatus) int { return compare(a.Name, b.Name) })
-	if out.Held == nil {
-		out.Held = []rollout.Hold{}
+	slices.SortFunc(out.Issuers, func(a, b IssuerStatus) int { return strings.Compare(a.Name, b.Name) })
+	for _, h := range s.Rollout.Holds() { // sorted by secret
+		out.Held = append(out.Held, Hold{Secret: h.Secret, Version: string(h.Version), Kind: h.Kind, Reason: h.Reason, Since: h.Since.UTC()})
 	}
 	return out, nil
 }
@@ -59,7 +59,7 @@ func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
 			newest = m
 		}
 	}
-	slices.SortFunc(out.Groups, func(a, b GroupVersion) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(out.Groups, func(a, b GroupVersion) int { return strings.Compare(a.Name, b.Name) })
 	if newest.Version != "" {
 		out.Version, out.Serial, out.Issuer = optionalVersion(newest.Version), &newest.Serial, optional(newest.Issuer)
 		out.NotBefore, out.NotAfter = optionalTime(newest.NotBefore), optionalTime(newest.NotAfter)
@@ -95,7 +95,7 @@ func (s *Server) groups(live Live) []GroupStatus {
 		case sds.Offline:
 		}
 	}
-	slices.SortFunc(out, func(a, b GroupStatus) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b GroupStatus) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
@@ -111,6 +111,9 @@ func (s *Server) nodes(r *http.Request) (any, error) {
 			out.Nodes = append(out.Nodes, node(n))
 		}
 	}
+	slices.SortStableFunc(out.Nodes, func(a, b Node) int {
+		return cmp.Or(strings.Compare(a.ID, b.ID), strings.Compare(a.Group, b.Group), strings.Compare(a.Identity, b.Identity))
+	})
 	return out, nil
 }
 
@@ -133,5 +136,5 @@ func versionAt(v *sds.VersionAt) *VersionAt {
 	if v == nil {
 		return nil
 	}
-	return &VersionAt{Version: string(v.Version), At: v.At.UTC().Truncate(time.Microsecond)}
+	return &VersionAt{Version: string(v.Version), At: v.At.UTC()}
 }

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -23,7 +24,7 @@ func (s *Server) secrets(r *http.Request) (any, error) {
 			continue
 		}
 		out.Secrets = append(out.Secrets, SecretHead{
-			Name: m.Name, Kind: string(m.Kind), Version: string(m.Version), Serial: m.Serial, NotAfter: m.NotAfter,
+			Name: m.Name, Kind: string(m.Kind), Version: string(m.Version), Serial: m.Serial, NotAfter: m.NotAfter.UTC(),
 			Versions: 1, Source: string(m.Source),
 		})
 	}
@@ -40,34 +41,56 @@ func (s *Server) secret(r *http.Request) (any, error) {
 		return nil, fail(http.StatusNotFound, "no secret named "+strconv.Quote(name), "see `secrets list`")
 	}
 	out := Secret{Name: name, Kind: string(metas[0].Kind), Versions: []SecretVersion{}}
+	uses := s.uses(name)
 	for _, m := range metas {
-		out.Versions = append(out.Versions, s.version(m))
+		out.Versions = append(out.Versions, uses.version(m))
 	}
 	return out, nil
 }
 
-// version describes a stored version; its state says why it is kept.
-func (s *Server) version(m cache.Meta) SecretVersion {
-	v := SecretVersion{
-		Version: string(m.Version), State: "previous", Created: m.Created, Issuer: optional(m.Issuer), Serial: m.Serial, SHA256: m.SHA256,
-		DNSNames: m.DNSNames, NotBefore: m.NotBefore, NotAfter: m.NotAfter, KeyType: m.KeyType, ChainPEM: m.ChainPEM, Groups: []string{},
-	}
-	if v.DNSNames == nil {
-		v.DNSNames = []string{}
-	}
+// uses is what the versions of a secret are kept for.
+type uses struct {
+	groups  map[secret.Version][]string // that are at a version
+	carried map[secret.Version]bool     // by a rollout under way
+	held    map[secret.Version]bool
+}
+
+func (s *Server) uses(name string) uses {
+	u := uses{groups: map[secret.Version][]string{}, carried: map[secret.Version]bool{}, held: map[secret.Version]bool{}}
 	for _, g := range s.Live().Groups {
 		if at, ok := s.Cache.At(g.Name); ok {
-			if have, _ := at.Secrets.Version(m.Name); have == m.Version {
-				v.State = "current"
-				v.Groups = append(v.Groups, g.Name)
+			if have, ok := at.Secrets.Version(name); ok {
+				u.groups[have] = append(u.groups[have], g.Name)
 			}
 		}
 	}
-	slices.Sort(v.Groups)
-	for _, h := range s.Rollout.Holds() {
-		if h.Secret == m.Name && h.Version == m.Version {
-			v.State = "held"
+	for _, r := range s.Rollout.Active() {
+		for _, c := range r.Change {
+			if c.Secret == name && c.To != "" {
+				u.carried[c.To] = true
+			}
 		}
+	}
+	for _, h := range s.Rollout.Holds() {
+		if h.Secret == name {
+			u.held[h.Version] = true
+		}
+	}
+	return u
+}
+
+// version describes a stored version; its state says why it is kept.
+func (u uses) version(m cache.Meta) SecretVersion {
+	v := SecretVersion{
+		Version: string(m.Version), State: "previous", Created: m.Created.UTC(), Issuer: optional(m.Issuer), Serial: m.Serial, SHA256: m.SHA256,
+		DNSNames: sorted(m.DNSNames), Addresses: sorted(m.IPAddresses), NotBefore: m.NotBefore.UTC(), NotAfter: m.NotAfter.UTC(),
+		KeyType: m.KeyType, ChainPEM: m.ChainPEM, Groups: sorted(u.groups[m.Version]),
+	}
+	switch {
+	case u.held[m.Version]:
+		v.State = "held"
+	case len(v.Groups) > 0, u.carried[m.Version]:
+		v.State = "current"
 	}
 	return v
 }
@@ -85,10 +108,8 @@ func (s *Server) snapshots(r *http.Request) (any, error) {
 	}
 	out := Snapshots{Snapshots: []SnapshotHead{}}
 	for _, h := range heads {
-		groups := append([]string{}, at[h.Number]...)
-		slices.Sort(groups)
 		out.Snapshots = append(out.Snapshots, SnapshotHead{
-			Number: h.Number, Parent: optional(h.Parent), Reason: h.Reason, Created: h.Created, Groups: groups,
+			Number: h.Number, Parent: optional(h.Parent), Reason: h.Reason, Created: h.Created, Groups: sorted(at[h.Number]),
 		})
 	}
 	return out, nil
@@ -100,11 +121,12 @@ func (s *Server) snapshot(r *http.Request) (any, error) {
 		return nil, err
 	}
 	out := Snapshot{
-		Number: snapshot.Number, Parent: optional(snapshot.Parent), Reason: snapshot.Reason, Created: snapshot.Created, Secrets: []NameVersion{},
+		Number: snapshot.Number, Parent: optional(snapshot.Parent), Reason: snapshot.Reason, Created: snapshot.Created.UTC(), Secrets: []NameVersion{},
 	}
 	for name, v := range snapshot.Secrets.All() {
 		out.Secrets = append(out.Secrets, NameVersion{Name: name, Version: string(v)})
 	}
+	slices.SortFunc(out.Secrets, func(a, b NameVersion) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
@@ -128,9 +150,9 @@ func (s *Server) diff(r *http.Request) (any, error) {
 	out := Diff{From: from.Number, To: to.Number, Changes: []DiffEntry{}}
 	for name, v := range from.Secrets.Diff(to.Secrets) {
 		have, _ := from.Secrets.Version(name)
-		out.Changes = append(out.Changes, DiffEntry{Secret: name, From: optional(string(have)), To: optional(string(v))})
+		out.Changes = append(out.Changes, DiffEntry{Secret: name, From: optionalVersion(have), To: optionalVersion(v)})
 	}
-	slices.SortFunc(out.Changes, func(a, b DiffEntry) int { return compare(a.Secret, b.Secret) })
+	slices.SortFunc(out.Changes, func(a, b DiffEntry) int { return strings.Compare(a.Secret, b.Secret) })
 	return out, nil
 }
 
@@ -141,7 +163,7 @@ func (s *Server) rollouts(r *http.Request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		live := map[uint64]*rollout.Rollout{}
+		live := map[uint64]*rollout.Rollout{} // with nodes counted as they are now
 		for _, a := range list {
 			live[a.ID] = a
 		}
@@ -161,24 +183,28 @@ func (s *Server) rollouts(r *http.Request) (any, error) {
 
 // printed turns a rollout into its pinned form.
 func printed(r *rollout.Rollout) Rollout {
-	out := Rollout{ID: r.ID, State: r.State, Reason: r.Reason, Started: r.Started, Wave: r.Wave, Log: r.Log, Change: []Change{}, Waves: []Wave{}}
-	for _, c := range r.Change {
-		out.Change = append(out.Change, Change{
-			Secret: c.Secret, From: optional(string(c.From)), To: optional(string(c.To)), Kind: c.Kind,
-		})
+	out := Rollout{
+		ID: r.ID, State: r.State, Reason: r.Reason, Started: r.Started.UTC(), Wave: r.Wave, Change: []Change{}, Waves: []Wave{}, Log: []Event{},
 	}
+	for _, c := range r.Change {
+		out.Change = append(out.Change, Change{Secret: c.Secret, From: optionalVersion(c.From), To: optionalVersion(c.To), Kind: c.Kind})
+	}
+	slices.SortFunc(out.Change, func(a, b Change) int { return strings.Compare(a.Secret, b.Secret) })
 	for _, w := range r.Waves {
 		out.Waves = append(out.Waves, Wave{
-			Groups: w.Groups, State: w.State, Snapshot: optional(w.Snapshot), Nodes: w.Nodes, Gates: []struct{}{},
+			Groups: sorted(w.Groups), State: w.State, Snapshot: optional(w.Snapshot), Nodes: w.Nodes, Gates: []struct{}{},
 		})
+	}
+	for _, e := range r.Log {
+		out.Log = append(out.Log, Event{At: e.At.UTC(), State: e.State, Reason: e.Reason, By: optional(e.By)})
 	}
 	return out
 }
 
 func (s *Server) bootstrap(r *http.Request) (any, error) {
 	live, name := s.Live(), r.PathValue("group")
-	i := slices.IndexFunc(live.Groups, func(g Group) bool { return g.Name == name })
-	if i < 0 {
+	group, ok := live.group(name)
+	if !ok {
 		return nil, unknownGroup(live, name)
 	}
 	info := BootstrapInfo{Group: name, Challenge: live.Challenge, Secrets: []BootstrapSecret{}, Server: []string{}}
@@ -192,18 +218,18 @@ func (s *Server) bootstrap(r *http.Request) (any, error) {
 		return nil, err
 	}
 	names := map[string][]string{}
-	for _, c := range live.Certificates {
-		names[c] = nil
-	}
 	for _, m := range slices.Backward(metas) { // the newest last
 		names[m.Name] = m.DNSNames
 	}
+	for _, c := range live.Certificates { // also those that were never issued
+		names[c.Name] = c.DNSNames
+	}
 	for n, dns := range names {
-		if live.Groups[i].Allows(n) {
-			info.Secrets = append(info.Secrets, BootstrapSecret{Name: n, DNSNames: dns})
+		if group.Allows(n) {
+			info.Secrets = append(info.Secrets, BootstrapSecret{Name: n, DNSNames: sorted(dns)})
 		}
 	}
-	slices.SortFunc(info.Secrets, func(a, b BootstrapSecret) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(info.Secrets, func(a, b BootstrapSecret) int { return strings.Compare(a.Name, b.Name) })
 	return info, nil
 }
 
@@ -212,7 +238,14 @@ func unknownGroup(live Live, name string) error {
 	for _, g := range live.Groups {
 		names = append(names, g.Name)
 	}
-	return fail(http.StatusNotFound, "no group named "+strconv.Quote(name), "configured are: "+list(names))
+	return fail(http.StatusNotFound, "no group named "+strconv.Quote(name), "configured are: "+strings.Join(names, ", "))
+}
+
+// sorted returns a sorted copy, never nil: an empty list is [].
+func sorted(names []string) []string {
+	out := append([]string{}, names...)
+	slices.Sort(out)
+	return out
 }
 
 // optional is nil for a zero value: absent is null.

@@ -57,12 +57,26 @@ type server struct {
 	admin      *admin.Server
 	watcher    *config.Watcher
 
-	config atomic.Pointer[config.Config] // in force
-	ready  atomic.Bool
+	config      atomic.Pointer[config.Config] // in force
+	shown       atomic.Pointer[admin.Live]    // what the operator API shows of it
+	serverNames [][]string                    // by SDS listener: what its certificate is valid for
+	ready       atomic.Bool
 }
 
-// Run runs the server until ctx ends. An error is one that a person has to do something about; what was stored stays as it was.
+// Run runs the server until ctx ends, which is no error. An error is one that a person has to do something about; what was stored stays
+// as it was.
 func Run(ctx context.Context, opts Options) error {
+	hup := make(chan os.Signal, 1) // from the start: the default would end the process
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	err := run(ctx, opts, hup)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil // stopped while it was starting
+	}
+	return err
+}
+
+func run(ctx context.Context, opts Options, hup <-chan os.Signal) error {
 	cfg, err := config.Load(opts.ConfigFile)
 	if err != nil {
 		return err
@@ -71,7 +85,6 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	s := &server{opts: opts, log: opts.Log, registry: prometheus.NewRegistry()}
-	s.config.Store(cfg)
 	closeStore, err := s.openStore(ctx, cfg)
 	if err != nil {
 		return err
@@ -84,6 +97,10 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	s.enforce(cfg)
+	s.watcher = config.NewWatcher(config.WatcherOptions{
+		Path: opts.ConfigFile, Initial: cfg, Signals: hup, Apply: s.apply, Logger: s.log.With("part", "config"),
+	})
 	return s.run(ctx, doors)
 }
 
@@ -117,6 +134,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
+		Released: s.edge.Release,
 	})
 	if err != nil {
 		return err
@@ -125,12 +143,12 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
 		return err
 	}
-	if err := s.buildIssuance(ctx, cfg); err != nil {
+	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, SDS: s.edge, Identities: s.identities,
-		Live: s.live, Allowed: s.operator, Log: s.log.With("part", "admin"),
+		Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
 }
@@ -138,13 +156,6 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 // run starts everything and stops it in order: issuance and rollout first, then the operator API, then the streams; the store is closed by
 // the caller, last.
 func (s *server) run(ctx context.Context, d *doors) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	s.watcher = config.NewWatcher(config.WatcherOptions{
-		Path: s.opts.ConfigFile, Initial: s.config.Load(), Signals: hup, Apply: s.apply, Logger: s.log.With("part", "config"),
-	})
-
 	streams, stopStreams := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStreams()
 	edge, edgeCtx := errgroup.WithContext(streams)

@@ -11,7 +11,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
-func (s *server) buildIssuance(_ context.Context, cfg *config.Config) (err error) {
+func (s *server) buildIssuance(cfg *config.Config) (err error) {
 	s.responder = &acme.Responder{}
 	if s.acme, err = acme.NewMetrics(s.registry); err != nil {
 		return err

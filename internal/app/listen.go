@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -35,16 +37,16 @@ func (s *server) listen(ctx context.Context, cfg *config.Config) (d *doors, err 
 			d.close()
 		}
 	}()
-	for _, l := range cfg.XDS.Listeners {
-		one, err := openSDS(ctx, l)
+	for i, l := range cfg.XDS.Listeners {
+		one, err := openSDS(ctx, fmt.Sprintf("xds.listeners[%d]", i), l)
 		if err != nil {
 			return d, err
 		}
 		d.sds = append(d.sds, one)
+		s.serverNames = append(s.serverNames, certificateNames(one.TLS))
 	}
-	path, _ := socketPath(cfg.Admin.Address)
-	if d.admin, err = sds.ListenUnix(ctx, path, s.adminMode(cfg), -1, -1); err != nil {
-		return d, fmt.Errorf("admin.address: %w", err)
+	if d.admin, err = s.openAdmin(ctx, cfg); err != nil {
+		return d, err
 	}
 	if d.http, err = listenTCP(ctx, "http.address", cfg.HTTP.Address); err != nil {
 		return d, err
@@ -68,55 +70,95 @@ func (d *doors) close() {
 	}
 }
 
-func openSDS(ctx context.Context, l config.Listener) (sds.Listener, error) {
+func openSDS(ctx context.Context, key string, l config.Listener) (sds.Listener, error) {
 	out := sds.Listener{Groups: l.Groups}
 	if path, ok := socketPath(l.Address); ok {
 		uid, gid, err := -1, -1, error(nil)
 		if l.Owner != "" {
 			if uid, gid, err = config.ParseOwner(l.Owner); err != nil {
-				return out, fmt.Errorf("xds listener %s: owner: %w", l.Address, err)
+				return out, fmt.Errorf("%s.owner: %w", key, err)
 			}
 		}
 		out.Unix = true
 		if out.Listener, err = sds.ListenUnix(ctx, path, l.Mode, uid, gid); err != nil {
-			return out, fmt.Errorf("xds listener: %w", err)
+			return out, socketFault(key+".address", err)
 		}
 		return out, nil
 	}
 	var err error
 	if l.TLS != nil {
 		if out.TLS, err = sds.TLSConfig(l.TLS.CertFile, l.TLS.KeyFile, l.TLS.ClientCAFile); err != nil {
-			return out, fmt.Errorf("xds listener %s: %w", l.Address, err)
+			return out, fmt.Errorf("%s.tls: %w", key, err)
 		}
 	}
-	out.Listener, err = listenTCP(ctx, "xds.listeners", l.Address)
+	out.Listener, err = listenTCP(ctx, key+".address", l.Address)
 	return out, err
+}
+
+func (s *server) openAdmin(ctx context.Context, cfg *config.Config) (net.Listener, error) {
+	path, _ := socketPath(cfg.Admin.Address)
+	others := len(cfg.Admin.Users) > 0
+	l, err := admin.Listen(ctx, path, others, operators(cfg))
+	if err != nil {
+		return nil, socketFault("admin.address", err)
+	}
+	if dir := admin.Closed(path); others && dir != "" {
+		s.log.WarnContext(ctx, "admin.users cannot reach the admin socket: a directory above it does not let them through", "directory", dir)
+	}
+	return l, nil
+}
+
+// socketFault says what to do about a Unix socket that cannot be opened.
+func socketFault(key string, err error) error {
+	fault := &store.Fault{Path: key, Message: err.Error(), Hint: "choose a path in a directory of its own that the server may write to"}
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, fs.ErrNotExist):
+		fault.Hint = "make the directory above the socket's own one"
+	default:
+		fault.Hint = "is another sds-server running? stop it, or choose another path"
+	}
+	return fault
 }
 
 func listenTCP(ctx context.Context, key, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, &store.Fault{Path: key, Message: "address " + address + " is in use", Hint: "is another sds-server running? `ss -ltnp` shows who listens"}
+	if err == nil {
+		return l, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", key, err)
+	fault := &store.Fault{Path: key, Message: "cannot listen on " + address + ": " + innermost(err).Error()}
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		fault.Message, fault.Hint = "address "+address+" is in use", "is another sds-server running? `ss -ltnp` shows who listens"
+	case errors.Is(err, fs.ErrPermission):
+		fault.Hint = "a port under 1024 needs CAP_NET_BIND_SERVICE, or choose a higher one"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		fault.Hint = "this machine has no such address; `ip address` shows what it has"
 	}
-	return l, nil
+	return nil, fault
 }
 
-// adminMode is 0600, or 0660 where users besides our own are let in; who they are is decided by SO_PEERCRED.
-func (s *server) adminMode(*config.Config) os.FileMode { return 0o600 }
-
-// operator reports whether a peer of the admin socket may act: root, our own user, or one of admin.users.
-func (s *server) operator(uid uint32) bool {
-	if uid == 0 || int64(uid) == int64(os.Getuid()) {
-		return true
+// innermost is the cause that has no further one.
+func innermost(err error) error {
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return err
+		}
+		err = next
 	}
-	return slices.ContainsFunc(s.config.Load().Admin.Users, func(name string) bool {
-		id, err := config.ParseUser(name)
-		return err == nil && int64(id) == int64(uid)
-	})
+}
+
+// operators are root, our own user, and admin.users, which need a restart to change.
+func operators(cfg *config.Config) func(uid uint32) bool {
+	allowed := map[int64]bool{0: true, int64(os.Geteuid()): true}
+	for _, name := range cfg.Admin.Users {
+		if id, err := config.ParseUser(name); err == nil { // validated when it was loaded; a user may be gone since
+			allowed[int64(id)] = true
+		}
+	}
+	return func(uid uint32) bool { return allowed[int64(uid)] }
 }
 
 func (s *server) httpServer() *http.Server {
@@ -135,19 +177,18 @@ func (s *server) httpServer() *http.Server {
 func (s *server) challengeServer() *http.Server {
 	return &http.Server{
 		Handler: s.responder, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
-		MaxHeaderBytes: 16 << 10,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.With("part", "http-01").Handler(), slog.LevelDebug),
 	}
 }
 
 // certificateNames are the names that a listener's certificate is valid for.
-func certificateNames(file, key string) []string {
-	pair, err := tls.LoadX509KeyPair(file, key)
-	if err != nil {
-		return nil // the listener opened with it; it was replaced by something broken since
-	}
-	leaf, err := x509.ParseCertificate(pair.Certificate[0])
-	if err != nil {
+func certificateNames(t *tls.Config) []string {
+	if t == nil || len(t.Certificates) == 0 {
 		return nil
+	}
+	leaf, err := x509.ParseCertificate(t.Certificates[0].Certificate[0])
+	if err != nil {
+		return nil // it parsed when it was loaded
 	}
 	names := slices.Clone(leaf.DNSNames)
 	for _, ip := range leaf.IPAddresses {

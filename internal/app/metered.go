@@ -10,7 +10,9 @@ import (
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
-// metered measures the operations of a store.
+var _ store.Store = (*metered)(nil)
+
+// metered measures the operations of a store; Watch and Close are passed through.
 type metered struct {
 	store.Store
 	seconds *prometheus.HistogramVec

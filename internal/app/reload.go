@@ -4,20 +4,22 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/config"
+	"github.com/sds-server/sds-server/pkg/sds"
 )
 
 // apply takes over a new configuration: groups, rollout, issuers and certificates are live, the rest waits for a restart.
 // It runs one at a time. What can fail comes first, so that a failure leaves the old configuration in force as a whole.
 func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	running := s.config.Load()
-	if keys := config.RestartKeys(running, loaded); len(keys) > 0 {
-		s.log.WarnContext(ctx, "these keys need a restart; their old values stay", "keys", strings.Join(keys, ", "))
+	cfg, waiting := keepRestart(running, loaded)
+	if len(waiting) > 0 {
+		s.log.WarnContext(ctx, "these keys need a restart; their old values stay", "keys", strings.Join(waiting, ", "))
 	}
-	cfg := config.KeepRestartKeys(running, loaded)
 	issuersChanged := !reflect.DeepEqual(cfg.Issuers, running.Issuers)
 	issuers, err := s.issuers(cfg)
 	if err != nil {
@@ -31,45 +33,57 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 		s.issuance.SetIssuers(issuers)
 	}
 	s.issuance.SetCertificates(certificates(cfg))
-	s.config.Store(cfg)
+	s.enforce(cfg)
 	return nil
+}
+
+// keepRestart returns loaded with the running values of what cannot change, and the keys that would.
+func keepRestart(running, loaded *config.Config) (*config.Config, []string) {
+	waiting := config.RestartKeys(running, loaded)
+	cfg := config.KeepRestartKeys(running, loaded)
+	if cfg.XDS.Limits != running.XDS.Limits { // streams that are open were admitted by them
+		cfg.XDS.Limits = running.XDS.Limits
+		waiting = append(waiting, "xds.limits")
+	}
+	return cfg, waiting
+}
+
+// enforce makes a configuration the one in force. Its parts have taken it over already.
+func (s *server) enforce(cfg *config.Config) {
+	live := &admin.Live{Groups: liveGroups(cfg, edgePolicy(cfg))}
+	for _, i := range cfg.Issuers {
+		live.Issuers = append(live.Issuers, i.Name)
+	}
+	for _, c := range cfg.Certificates {
+		live.Certificates = append(live.Certificates, admin.Certificate{Name: c.Name, DNSNames: slices.Clone(c.DNSNames)})
+	}
+	if c := cfg.Challenges.HTTP01; c != nil {
+		live.Challenge = c.Address
+	}
+	for i, l := range cfg.XDS.Listeners { // they never change while we run
+		one := admin.SDSListener{Address: l.Address, Groups: l.Groups, Plain: l.Insecure, Names: s.serverNames[i]}
+		if path, ok := socketPath(l.Address); ok {
+			one.Address, one.Unix, one.Plain = path, true, false
+		}
+		live.SDS = append(live.SDS, one)
+	}
+	s.shown.Store(live)
+	s.config.Store(cfg)
 }
 
 // live is what the operator API shows of the configuration in force.
 func (s *server) live() admin.Live {
-	cfg := s.config.Load()
-	out := admin.Live{Ready: s.ready.Load(), Groups: liveGroups(cfg), Config: admin.ConfigStatus{OK: true}}
-	if s.watcher != nil {
-		st := s.watcher.Status()
-		out.Config = admin.ConfigStatus{OK: st.OK, LoadedAt: st.LoadedAt.UTC()}
-		if st.Err != nil {
-			out.Config.Error = new(st.Err.Error())
-		}
-	}
-	for _, i := range cfg.Issuers {
-		out.Issuers = append(out.Issuers, i.Name)
-	}
-	for _, c := range cfg.Certificates {
-		out.Certificates = append(out.Certificates, c.Name)
-	}
-	if c := cfg.Challenges.HTTP01; c != nil {
-		out.Challenge = c.Address
-	}
-	for _, l := range cfg.XDS.Listeners {
-		one := admin.SDSListener{Address: l.Address, Groups: l.Groups, Plain: l.Insecure}
-		if path, ok := socketPath(l.Address); ok {
-			one.Address, one.Unix, one.Plain = path, true, false
-		}
-		if l.TLS != nil {
-			one.Names = certificateNames(l.TLS.CertFile, l.TLS.KeyFile)
-		}
-		out.SDS = append(out.SDS, one)
+	out := *s.shown.Load()
+	out.Ready = s.ready.Load()
+	st := s.watcher.Status()
+	out.Config = admin.ConfigStatus{OK: st.OK, LoadedAt: st.LoadedAt.UTC()}
+	if st.Err != nil {
+		out.Config.Error = new(st.Err.Error())
 	}
 	return out
 }
 
-func liveGroups(cfg *config.Config) []admin.Group {
-	policy := edgePolicy(cfg)
+func liveGroups(cfg *config.Config, policy *sds.Policy) []admin.Group {
 	out := make([]admin.Group, 0, len(cfg.Groups))
 	for _, g := range cfg.Groups {
 		out = append(out, admin.Group{

@@ -11,7 +11,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
@@ -126,27 +125,34 @@ func (a *Authority) Server(names Names, now time.Time, life time.Duration) (cert
 	return certPEM, keyPEM, err
 }
 
+// NodeCertificate is a signed certificate of a node.
+type NodeCertificate struct {
+	PEM      []byte
+	NotAfter time.Time // UTC; never after the end of the CA
+}
+
 // Node signs a certificate request for a node: the subject and every extension of the request are ignored, only its key counts. The
 // one URI SAN is the node's identity.
-func (a *Authority) Node(csrPEM []byte, node, uri string, now time.Time, life time.Duration) ([]byte, error) {
+func (a *Authority) Node(csrPEM []byte, node, uri string, now time.Time, life time.Duration) (NodeCertificate, error) {
 	block, _ := pem.Decode(csrPEM)
 	if block == nil || block.Type != "CERTIFICATE REQUEST" {
-		return nil, errors.New("certificate request: not a PEM block CERTIFICATE REQUEST")
+		return NodeCertificate{}, errors.New("certificate request: not a PEM block CERTIFICATE REQUEST")
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("certificate request: %w", err)
+		return NodeCertificate{}, fmt.Errorf("certificate request: %w", err)
 	}
 	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("certificate request: %w", err)
+		return NodeCertificate{}, fmt.Errorf("certificate request: %w", err)
 	}
 	identity, err := url.Parse(uri)
 	if err != nil {
-		return nil, fmt.Errorf("identity %q: %w", uri, err)
+		return NodeCertificate{}, fmt.Errorf("identity %q: %w", uri, err)
 	}
 	template := a.template(node, now, life, x509.ExtKeyUsageClientAuth)
 	template.URIs = []*url.URL{identity}
-	return a.sign(template, csr.PublicKey)
+	text, err := a.sign(template, csr.PublicKey)
+	return NodeCertificate{PEM: text, NotAfter: template.NotAfter.UTC().Truncate(time.Second)}, err
 }
 
 func (a *Authority) template(name string, now time.Time, life time.Duration, usage x509.ExtKeyUsage) *x509.Certificate {
@@ -178,13 +184,4 @@ func serial() *big.Int {
 	rand.Read(b) // never fails
 	b[0] &= 0x7f
 	return new(big.Int).SetBytes(b)
-}
-
-// Fingerprint returns the hex SHA-256 of the first certificate in PEM, or "".
-func Fingerprint(certPEM []byte) string {
-	block, _ := pem.Decode(certPEM)
-	if block == nil {
-		return ""
-	}
-	return fmt.Sprintf("%x", sha256.Sum256(block.Bytes))
 }

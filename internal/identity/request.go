@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -44,15 +45,24 @@ func Request(node string) (csrPEM, keyPEM []byte, err error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), keyPEM, nil
 }
 
+// ErrNoURI is returned by URI for a group that knows its nodes by other identities only.
+var ErrNoURI = errors.New("no URI among its identities")
+
+// maxNode is the longest node name: a common name has room for it (RFC 5280, Appendix A.1, ub-common-name).
+const maxNode = 64
+
 // URI returns the identity of a node in a group: the group's first URI glob with the node's name for its `*`.
 func URI(globs []string, node string) (string, error) {
-	if node == "" || strings.ContainsAny(node, "/*?#%\\ \t\r\n") {
-		return "", fmt.Errorf("node name %q: use letters, digits, dots and dashes", node)
+	strange := strings.ContainsFunc(node, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '-' && r != '_'
+	})
+	if node == "" || len(node) > maxNode || strange || strings.Trim(node, ".") == "" {
+		return "", fmt.Errorf("node name %q: use up to %d letters, digits, dots, dashes and underscores", node, maxNode)
 	}
 	for _, g := range globs {
 		if strings.Contains(g, "://") {
 			return strings.ReplaceAll(g, "*", node), nil
 		}
 	}
-	return "", fmt.Errorf("the group has no URI among its identities: %s", strings.Join(globs, ", "))
+	return "", ErrNoURI
 }

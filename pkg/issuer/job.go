@@ -156,8 +156,26 @@ func (l *Loop) end(e *entry, t *task) {
 	case e.loaded:
 		l.schedule(e)
 	}
+	l.count(t)
 	t.job.finish(t.accepted, t.err)
 	l.poke()
+}
+
+// count takes an order into the metrics, unless it was cut or its issuer has gone meanwhile; mu is held.
+func (l *Loop) count(t *task) {
+	name := t.cert.Issuer
+	if t.cut || l.issuers[name] == nil {
+		return
+	}
+	l.metrics.result(name, t.took, t.failure)
+	switch {
+	case t.failure == nil, t.failure.Kind == KindRateLimited, t.failure.Kind == KindRejected: // the CA has answered
+		delete(l.down, name)
+	case t.failure.Kind == KindTemporary:
+		l.down[name] = true
+	default: // an internal failure says nothing about the CA
+	}
+	l.metrics.setUp(name, !l.down[name])
 }
 
 // task is the work of a job: what it needs, and what it found out. No lock is held while it runs.
@@ -171,6 +189,9 @@ type task struct {
 
 	// known reports whether state and revision are those in the store.
 	known    bool
+	cut      bool // ended from outside: no failure
+	took     time.Duration
+	failure  *Error
 	accepted Accepted
 	err      error
 }
@@ -179,25 +200,23 @@ func (t *task) run(ctx context.Context) {
 	began := time.Now()
 	log := t.loop.options.Logger.With("secret", t.cert.Name, "issuer", t.cert.Issuer)
 	err := t.renew(ctx)
+	t.took = time.Since(began)
 	if err == nil {
-		t.loop.metrics.result(t.cert.Issuer, time.Since(began), nil)
 		log.InfoContext(ctx, "certificate issued", "version", t.accepted.Version.Short(), "serial", t.state.Serial,
-			"not_after", t.state.NotAfter, "next_renewal", t.state.NextRenewal, "took", time.Since(began))
+			"not_after", t.state.NotAfter, "next_renewal", t.state.NextRenewal, "took", t.took)
 		return
 	}
-	t.err = err
 	if ctx.Err() != nil {
-		// Cut by the end of the process or by another configuration: no failure of the issuer, and no back-off.
+		// By the end of the process or another configuration: no failure of the issuer, and no back-off.
+		t.cut, t.err = true, fmt.Errorf("certificate %q: %w", t.cert.Name, context.Cause(ctx))
 		log.InfoContext(ctx, "order interrupted", "err", context.Cause(ctx))
-		t.err = fmt.Errorf("certificate %q: %w", t.cert.Name, context.Cause(ctx))
 		return
 	}
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		e = &Error{Kind: KindInternal, Issuer: t.cert.Issuer, Message: err.Error(), Err: err}
-		t.err = e
 	}
-	t.loop.metrics.result(t.cert.Issuer, time.Since(began), e)
+	t.failure, t.err = e, e
 	t.fail(ctx, e)
 	f := t.state.Failure
 	log.WarnContext(ctx, "certificate not issued", "kind", e.Kind, "err", e, "hint", e.Hint, "attempts", f.Attempts,
@@ -227,8 +246,8 @@ func (t *task) renew(ctx context.Context) (err error) {
 		Operations: []store.Operation{store.Put(key, value), store.Delete(OrderKey(t.cert.Name))},
 	})
 	t.look(ctx)
-	if err != nil && !(t.known && t.state.Serial == next.Serial) {
-		return err
+	if err != nil && (!t.known || t.state.Serial != next.Serial) {
+		return fmt.Errorf("store the certificate: %w", err)
 	}
 	t.accepted, t.state = accepted, next
 	return nil
@@ -273,8 +292,10 @@ func (t *task) fail(ctx context.Context, e *Error) {
 		[]store.Condition{{Key: key, Revision: t.revision}}, []store.Operation{store.Put(key, encodeState(&t.state))})
 	if err != nil {
 		t.loop.options.Logger.ErrorContext(ctx, "failure of a certificate not stored", "secret", t.cert.Name, "err", err)
-		t.known = !errors.Is(err, store.ErrConflict) // somebody else's state counts
+		if errors.Is(err, store.ErrConflict) {
+			t.known = false // somebody else's state counts
+		}
 		return
 	}
-	t.revision = revision
+	t.revision, t.known = revision, true
 }

@@ -61,6 +61,7 @@ type Loop struct {
 	mu sync.Mutex
 	// All of these are guarded by mu.
 	issuers map[string]Issuer
+	down    map[string]bool // issuers whose CA did not work at the last order
 	entries map[string]*entry
 	queue   queue
 	running int
@@ -95,7 +96,7 @@ func New(o Options) (*Loop, error) {
 	}
 	return &Loop{
 		options: o, metrics: m, wake: make(chan struct{}, 1),
-		issuers: make(map[string]Issuer), entries: make(map[string]*entry),
+		issuers: make(map[string]Issuer), down: make(map[string]bool), entries: make(map[string]*entry),
 	}, nil
 }
 
@@ -169,11 +170,12 @@ func (l *Loop) SetIssuers(issuers map[string]Issuer) {
 	for name := range l.issuers {
 		if issuers[name] == nil {
 			l.metrics.forgetIssuer(name)
+			delete(l.down, name)
 		}
 	}
 	for name := range issuers {
 		if l.issuers[name] == nil {
-			l.metrics.up.WithLabelValues(name).Set(1)
+			l.metrics.setUp(name, true)
 		}
 	}
 	for _, e := range l.entries {
@@ -339,7 +341,7 @@ func (q queue) Swap(i, j int) {
 
 // Push is for container/heap.
 func (q *queue) Push(x any) {
-	e := x.(*entry) //nolint:errcheck,forcetypeassert // nothing else is pushed
+	e := x.(*entry) // nothing else is pushed
 	e.position = len(*q)
 	*q = append(*q, e)
 }

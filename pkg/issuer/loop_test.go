@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,194 +13,8 @@ import (
 
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/issuertest"
-	"github.com/sds-server/sds-server/pkg/secret"
 	"github.com/sds-server/sds-server/pkg/store"
 )
-
-// world is a loop with a scripted issuer and a sink that stores, under a fake clock. It can be stopped and started again on the
-// same store.
-type world struct {
-	*testing.T
-	store    *issuertest.Store
-	ca       *scriptedIssuer
-	sink     *storingSink
-	certs    []issuer.Certificate
-	workers  int
-	registry *prometheus.Registry
-	loop     *issuer.Loop
-	stop     func()
-}
-
-func newWorld(t *testing.T, certs ...issuer.Certificate) *world {
-	t.Helper()
-	authority, err := issuertest.NewAuthority()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &world{T: t, store: issuertest.NewStore(), certs: certs}
-	w.ca = &scriptedIssuer{authority: authority, life: 6 * day, orders: make(map[string]int), running: make(map[string]int)}
-	w.sink = &storingSink{store: w.store, accepted: make(map[string]int)}
-	return w
-}
-
-// start runs a new loop; the world before it must have been stopped.
-func (w *world) start() {
-	w.Helper()
-	w.registry = prometheus.NewRegistry()
-	loop, err := issuer.New(issuer.Options{
-		Store: w.store, Sink: w.sink, Logger: slog.New(slog.DiscardHandler), Registerer: w.registry, Workers: w.workers,
-		Random: constant(0.5),
-	})
-	if err != nil {
-		w.Fatal(err)
-	}
-	loop.SetIssuers(map[string]issuer.Issuer{"ca": w.ca})
-	loop.SetCertificates(w.certs)
-	ctx, cancel := context.WithCancel(w.Context())
-	done := make(chan error, 1)
-	go func() { done <- loop.Run(ctx) }()
-	w.loop = loop
-	w.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			w.Errorf("run: %v", err)
-		}
-	})
-	w.Cleanup(w.stop)
-	synctest.Wait()
-}
-
-// pass lets fake time pass and waits until everything rests.
-func pass(d time.Duration) {
-	time.Sleep(d) //nolint:forbidigo // fake time of a synctest bubble
-	synctest.Wait()
-}
-
-func (w *world) status(name string) issuer.Status {
-	w.Helper()
-	for _, s := range w.loop.Status() {
-		if s.Name == name {
-			return s
-		}
-	}
-	w.Fatalf("no status of %q", name)
-	return issuer.Status{}
-}
-
-func (w *world) wantOrders(name string, want int) {
-	w.Helper()
-	if got := w.ca.count(name); got != want {
-		w.Errorf("%s: got %d orders, want %d", name, got, want)
-	}
-}
-
-func certificate(name string) issuer.Certificate {
-	return issuer.Certificate{Name: name, DNSNames: []string{name}, Issuer: "ca", KeyType: "ecdsa-p256"}
-}
-
-// scriptedIssuer signs at once, unless its hook says otherwise.
-type scriptedIssuer struct {
-	authority *issuertest.Authority
-	life      time.Duration
-
-	mu      sync.Mutex
-	orders  map[string]int                                    // guarded by mu
-	running map[string]int                                    // guarded by mu
-	most    int                                               // guarded by mu; most orders at once
-	hook    func(ctx context.Context, r issuer.Request) error // guarded by mu
-	twice   bool                                              // guarded by mu; two orders for one name were under way
-}
-
-func (s *scriptedIssuer) setHook(hook func(context.Context, issuer.Request) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hook = hook
-}
-
-func (s *scriptedIssuer) fail(err error) {
-	s.setHook(func(context.Context, issuer.Request) error { return err })
-}
-
-func (s *scriptedIssuer) count(name string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.orders[name]
-}
-
-func (s *scriptedIssuer) begin(name string) func(context.Context, issuer.Request) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.orders[name]++
-	s.running[name]++
-	s.twice = s.twice || s.running[name] > 1
-	all := 0
-	for _, n := range s.running {
-		all += n
-	}
-	s.most = max(s.most, all)
-	return s.hook
-}
-
-func (s *scriptedIssuer) Obtain(ctx context.Context, r issuer.Request) (*secret.Secret, error) {
-	hook := s.begin(r.Secret)
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.running[r.Secret]--
-	}()
-	r.Progress(issuer.StepOrdering)
-	if hook != nil {
-		if err := hook(ctx, r); err != nil {
-			return nil, err
-		}
-	}
-	return s.authority.Secret(issuertest.Leaf{
-		Name: r.Secret, DNSNames: r.DNSNames, IPAddresses: r.IPAddresses, NotBefore: time.Now(), NotAfter: time.Now().Add(s.life),
-	})
-}
-
-// storingSink commits as the rollout controller does.
-type storingSink struct {
-	store *issuertest.Store
-
-	mu       sync.Mutex
-	accepted map[string]int            // guarded by mu
-	last     issuer.Issued             // guarded by mu
-	hook     func(issuer.Issued) error // guarded by mu; before the commit
-	answer   error                     // guarded by mu; after a commit that worked
-}
-
-func (s *storingSink) Accept(ctx context.Context, i issuer.Issued) (issuer.Accepted, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.hook != nil {
-		if err := s.hook(i); err != nil {
-			return issuer.Accepted{}, err
-		}
-	}
-	name := i.Secret.Name()
-	_, err := s.store.Commit(ctx, i.Conditions, append(i.Operations, store.Put(store.Key("secret", name), i.Secret.ChainPEM())))
-	if err != nil {
-		return issuer.Accepted{}, err
-	}
-	s.accepted[name]++
-	s.last = i
-	return issuer.Accepted{Version: i.Secret.Version([]byte("key")), Snapshot: uint64(s.accepted[name]), Rollout: 7}, s.answer
-}
-
-func (s *storingSink) count(name string) int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.accepted[name]
-}
-
-func (s *storingSink) set(hook func(issuer.Issued) error, answer error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hook, s.answer = hook, answer
-}
-
-var errCA = &issuer.Error{Kind: issuer.KindTemporary, Issuer: "ca", Message: "the CA is down"}
 
 func TestCertificatesAreRenewedForever(t *testing.T) {
 	t.Parallel()
@@ -449,30 +262,37 @@ func TestDamagedStateIsOrderedAnew(t *testing.T) {
 	})
 }
 
-// value returns the one series of a metric whose labels include those given as name, value pairs, and whether there is one.
-func (w *world) value(metric string, labels ...string) (float64, bool) {
-	w.Helper()
-	families, err := w.registry.Gather()
-	if err != nil {
-		w.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() != metric {
-			continue
+// TestCertificateThatIsDueAtOnceIsNotRenewedInALoop has a CA that dates its certificates far back, so that less than the usual part
+// of their life is left when they come.
+func TestCertificateThatIsDueAtOnceIsNotRenewedInALoop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, certificate("a"))
+		w.ca.age = 5 * day // of a life of 6
+		w.start()
+		pass(6 * time.Hour)
+		w.wantOrders("a", 1)
+		pass(10 * time.Hour)
+		w.wantOrders("a", 2)
+	})
+}
+
+func TestStateOfAnotherWriterCounts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, certificate("a"))
+		w.ca.setHook(func(ctx context.Context, _ issuer.Request) error {
+			_, err := w.store.Commit(ctx, nil, []store.Operation{store.Put(issuer.StateKey("a"), []byte("{}"))})
+			return err
+		})
+		w.start()
+		if s := w.status("a"); s.Failure == nil || s.Failure.Kind != issuer.KindInternal {
+			t.Fatalf("got %+v, want a conflict", s)
 		}
-		for _, m := range f.GetMetric() {
-			have := make(map[string]string)
-			for _, l := range m.GetLabel() {
-				have[l.GetName()] = l.GetValue()
-			}
-			fits := true
-			for i := 0; i < len(labels); i += 2 {
-				fits = fits && have[labels[i]] == labels[i+1]
-			}
-			if fits {
-				return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount()), true
-			}
+		w.ca.setHook(nil)
+		pass(10 * time.Second)
+		if s := w.status("a"); s.State != issuer.StateOK {
+			t.Errorf("got %+v, want ok", s)
 		}
-	}
-	return 0, false
+	})
 }

@@ -70,20 +70,21 @@ func (m *metrics) forgetCertificate(name string) {
 
 // result counts one order; err is nil for a success.
 func (m *metrics) result(issuer string, took time.Duration, err *Error) {
-	if err == nil {
-		m.issuance.WithLabelValues(issuer, "success", "").Inc()
-		m.duration.WithLabelValues(issuer).Observe(took.Seconds())
-		m.up.WithLabelValues(issuer).Set(1)
+	if err != nil {
+		m.issuance.WithLabelValues(issuer, "failure", string(err.Kind)).Inc()
 		return
 	}
-	m.issuance.WithLabelValues(issuer, "failure", string(err.Kind)).Inc()
-	switch err.Kind {
-	case KindTemporary:
-		m.up.WithLabelValues(issuer).Set(0)
-	case KindRateLimited, KindRejected: // the CA has answered
-		m.up.WithLabelValues(issuer).Set(1)
-	case KindInternal: // says nothing about the CA
+	m.issuance.WithLabelValues(issuer, "success", "").Inc()
+	m.duration.WithLabelValues(issuer).Observe(took.Seconds())
+}
+
+// setUp shows whether a CA works.
+func (m *metrics) setUp(issuer string, up bool) {
+	value := 0.0
+	if up {
+		value = 1
 	}
+	m.up.WithLabelValues(issuer).Set(value)
 }
 
 func (m *metrics) forgetIssuer(name string) {

@@ -261,15 +261,28 @@ func TestSeriesGoWithCertificateAndIssuer(t *testing.T) {
 		if n, _ := w.value("sds_issuance_duration_seconds", "issuer", "ca"); n != 2 {
 			t.Errorf("issuance_duration_seconds: got %v, want 2", n)
 		}
+		if diff := cmp.Diff([]issuer.Availability{{Issuer: "ca"}}, w.loop.Issuers()); diff != "" {
+			t.Errorf("issuers (-want +got):\n%s", diff)
+		}
 		w.ca.fail(nil)
 		if _, err := w.loop.Renew(t.Context(), "a", issuer.Renewal{Force: true}); err != nil {
 			t.Fatal(err)
 		}
+		if up, _ := w.value("sds_issuer_up", "issuer", "ca"); up != 1 || !w.loop.Issuers()[0].Up {
+			t.Errorf("issuer_up: got %v, want 1", up)
+		}
 		if _, failing := w.value("sds_certificate_renewal_failing", "secret", "a"); failing {
 			t.Error("renewal_failing is still there after a success")
 		}
-		w.loop.SetCertificates(nil)
+		w.ca.setHook(func(context.Context, issuer.Request) error {
+			time.Sleep(time.Minute) //nolint:forbidigo // fake time of a synctest bubble
+			return nil
+		})
+		go func() { _, _ = w.loop.Renew(t.Context(), "a", issuer.Renewal{Force: true}) }() // ends after its issuer has gone
+		synctest.Wait()
 		w.loop.SetIssuers(nil)
+		pass(2 * time.Minute)
+		w.loop.SetCertificates(nil)
 		for _, metric := range []string{
 			"sds_certificate_renewal_timestamp_seconds", "sds_certificate_last_renewal_timestamp_seconds",
 			"sds_certificate_renewal_failing", "sds_issuance_total", "sds_issuance_duration_seconds", "sds_issuer_up",
@@ -305,6 +318,31 @@ func TestAcceptedWhoseAnswerGotLostIsNotOrderedAgain(t *testing.T) {
 		w.sink.set(nil, errors.New("connection lost"))
 		w.start()
 		pass(day)
+		w.wantOrders("a", 1)
+		if s := w.status("a"); s.State != issuer.StateOK {
+			t.Errorf("got %+v, want ok", s)
+		}
+	})
+}
+
+// TestAcceptedWhoseAnswerAndStateGotLostIsNotOrderedAgain has a sink that commits, and a store that then is silent for a while.
+func TestAcceptedWhoseAnswerAndStateGotLostIsNotOrderedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, certificate("a"))
+		w.sink.set(nil, errors.New("connection lost"))
+		fault := func([]store.Operation) error { return issuertest.ErrFault }
+		w.store.Hook(nil, func([]store.Operation) error {
+			w.store.HookRead(func(string) error { return issuertest.ErrFault })
+			w.store.Hook(fault, nil)
+			return nil
+		})
+		w.start()
+		pass(time.Hour)
+		w.wantOrders("a", 1)
+		w.store.Hook(nil, nil)
+		w.store.HookRead(nil)
+		pass(time.Minute)
 		w.wantOrders("a", 1)
 		if s := w.status("a"); s.State != issuer.StateOK {
 			t.Errorf("got %+v, want ok", s)

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -50,6 +51,25 @@ func (l *Loop) Status() []Status {
 		}
 	}
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// Availability is what is known about one issuer.
+type Availability struct {
+	// Issuer is its name.
+	Issuer string
+	// Up is false while the last order there failed because the CA did not answer or was in trouble.
+	Up bool
+}
+
+// Issuers returns all configured issuers by name.
+func (l *Loop) Issuers() []Availability {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := make([]Availability, 0, len(l.issuers))
+	for _, name := range slices.Sorted(maps.Keys(l.issuers)) {
+		out = append(out, Availability{Issuer: name, Up: !l.down[name]})
+	}
 	return out
 }
 

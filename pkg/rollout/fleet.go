@@ -71,7 +71,7 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 				seen[i] = true
 				v.note(w, i, n.gone())
 			}
-			j.weigh(&v, key, n)
+			j.weigh(&v, w, key, n)
 		}
 	}
 	for i := range w.Members {
@@ -105,7 +105,7 @@ func (v *verdict) note(w Wave, i int, gone int64) {
 	v.members[i].Gone = gone
 }
 
-func (j jury) weigh(v *verdict, key string, n NodeProgress) {
+func (j jury) weigh(v *verdict, w Wave, key string, n NodeProgress) {
 	waiting := n.Connected && !n.Acked && n.Nacked == nil
 	if !waiting || !n.Since.IsZero() {
 		delete(j.unsent, key)
@@ -122,7 +122,7 @@ func (j jury) weigh(v *verdict, key string, n NodeProgress) {
 		j.absent(v, n.LastSeen)
 	default:
 		v.nodes.Expected++
-		limit := j.since(key, n).Add(j.policy.AckTimeout)
+		limit := later(w.At, j.since(key, n)).Add(j.policy.AckTimeout)
 		if !j.now.Before(limit) {
 			v.late = n.Node
 			return
@@ -131,8 +131,8 @@ func (j jury) weigh(v *verdict, key string, n NodeProgress) {
 	}
 }
 
-// since returns from when ack_timeout runs: from the send, or, for a connected node whose stream does not move, from when that was
-// noticed.
+// since returns from when ack_timeout runs, at the earliest from the move: from the send, or, for a connected node whose stream does not
+// move, from when that was noticed.
 func (j jury) since(key string, n NodeProgress) time.Time {
 	switch {
 	case !n.Since.IsZero():
@@ -162,6 +162,13 @@ func (v *verdict) wakeAt(t time.Time) {
 
 // passed reports whether every counted node has ACKed.
 func (v *verdict) passed() bool { return v.nodes.Acked == v.nodes.Expected }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
 
 // memberKey is what a wave keeps of a node.
 func memberKey(group, identity, node string) string {

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
-	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 // Operator is who asks, and why.
@@ -37,8 +37,24 @@ type Promotion struct {
 	Already  bool     `json:"already"`  // nothing waited, and there is nothing newer
 }
 
+// add notes that a rollout is let go up to a wave.
+func (p *Promotion) add(r *Rollout, wave int) {
+	p.Rollouts = append(p.Rollouts, r.ID)
+	for _, c := range r.Change {
+		p.Changes = append(p.Changes, fmt.Sprintf("%s of %s: %s -> %s", c.Kind, c.Secret, short(c.From), short(c.To)))
+	}
+	for _, w := range r.Waves[r.Wave : wave+1] {
+		for _, g := range w.Groups {
+			if !slices.Contains(p.Groups, g) {
+				p.Groups = append(p.Groups, g)
+			}
+		}
+	}
+}
+
 // Promote lets the rollouts that wait for a group go on (id 0: all of them), up to the wave that holds the group. A rolled back rollout
-// named by its id is begun again, and its manual holds are released.
+// named by its id is begun again, and its manual and soft holds are released. Where there are many, those that were let go before an
+// error stay so.
 func (c *Controller) Promote(ctx context.Context, group string, id uint64, op Operator) (Promotion, error) {
 	if err := c.take(ctx); err != nil {
 		return Promotion{}, err
@@ -49,27 +65,39 @@ func (c *Controller) Promote(ctx context.Context, group string, id uint64, op Op
 	if err := t.knows(group); err != nil {
 		return p, err
 	}
+	ids := t.activeIDs()
 	if id != 0 {
-		if err := c.revive(ctx, t, &id, op); err != nil {
+		ids = []uint64{id}
+	}
+	if id != 0 && t.look(id) == nil {
+		next, err := t.revive(ctx, id, op)
+		if err != nil {
 			return p, err
 		}
-	}
-	for _, active := range t.activeIDs() {
-		if id == 0 || id == active {
-			if err := t.let(ctx, active, group, op, &p); err != nil {
-				return p, err
-			}
+		ids = []uint64{next}
+		if r := t.look(next); r != nil && r.moves(group) {
+			p.add(r, r.Wave)
 		}
 	}
-	if len(p.Rollouts) == 0 {
-		p.Snapshot = t.Target(group).Number
-		return p, c.nothing(ctx, t, group, id, &p)
+	for _, one := range ids {
+		if err := t.let(ctx, one, group, op, &p); err != nil {
+			return p, err
+		}
+		if t.Full() || len(t.rollouts) >= batch {
+			if err := t.commit(ctx); err != nil {
+				return p, err
+			}
+			t = c.begin()
+		}
 	}
 	if err := t.commit(ctx); err != nil {
 		return p, err
 	}
 	at, _ := c.cache.At(group)
 	p.Snapshot = at.Number
+	if len(p.Rollouts) == 0 {
+		return p, t.nothing(ctx, group, ids, id, &p)
+	}
 	c.Wake()
 	return p, nil
 }
@@ -81,60 +109,101 @@ func (t *transaction) knows(group string) error {
 	return nil
 }
 
+// moves reports whether the group is in the wave that is moving.
+func (r *Rollout) moves(group string) bool {
+	w := r.current()
+	return w != nil && w.State == Moving && slices.Contains(w.Groups, group)
+}
+
 // let marks a rollout's waves as promoted up to the group's, and goes on with it.
 func (t *transaction) let(ctx context.Context, id uint64, group string, op Operator, p *Promotion) error {
-	wave := t.look(id).waveOf(group)
-	if wave < 0 || t.look(id).Waves[wave].Promoted || wave < t.look(id).Wave || t.look(id).Waves[wave].State != Pending {
+	r := t.look(id)
+	if r == nil || r.State.Ended() {
 		return nil
 	}
-	r := t.edit(id)
+	wave := r.waveOf(group)
+	if wave < r.Wave || r.Waves[wave].State != Pending {
+		return nil
+	}
+	p.add(r, wave)
+	if r.Waves[wave].Promoted {
+		return nil // it is on its way
+	}
+	r = t.edit(id)
 	for i := r.Wave; i <= wave; i++ {
 		r.Waves[i].Promoted = true
-		if r.Waves[i].State == Pending {
-			p.Groups = append(p.Groups, r.Waves[i].Groups...)
-		}
 	}
 	r.log(t.now, r.State, op.because("promoted up to "+group), op.By)
-	p.Rollouts = append(p.Rollouts, id)
-	for _, c := range r.Change {
-		p.Changes = append(p.Changes, fmt.Sprintf("%s of %s: %s -> %s", c.Kind, c.Secret, short(c.From), short(c.To)))
-	}
 	_, err := t.advance(ctx, r)
 	return err
 }
 
-// revive begins a rolled back rollout again under a new id.
-func (c *Controller) revive(ctx context.Context, t *transaction, id *uint64, op Operator) error {
-	old, err := c.Rollout(ctx, *id)
+// revive begins a rolled back rollout again, and returns the id of the new one; 0 if every group serves its versions.
+func (t *transaction) revive(ctx context.Context, id uint64, op Operator) (uint64, error) {
+	old, err := t.c.Rollout(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if old.State != RolledBack {
+		return 0, fmt.Errorf("rollout %d is %s: nothing of it waits", id, old.State)
+	}
+	var next uint64
+	for _, ch := range old.Change {
+		if h, ok := t.held(ch.Secret, ch.To); ok && h.Kind == Hard {
+			return 0, fmt.Errorf("secret %q version %s is %w (hard): %s", ch.Secret, ch.To.Short(), ErrHeld, h.Reason)
+		}
+		if err := t.current(ctx, ch); err != nil {
+			return 0, err
+		}
+		t.release(ch.Secret, ch.To)
+		next, err = t.propose(ctx, intent{
+			secret: ch.Secret, version: ch.To, reason: op.because(fmt.Sprintf("rollout %d begun again", id)), by: op.By,
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return next, nil
+}
+
+// current refuses a change that would bring an unfit version, or replace a newer one.
+func (t *transaction) current(ctx context.Context, ch Change) error {
+	if ch.To == "" {
+		return nil
+	}
+	problem, err := t.unfit(ctx, ch.Secret, ch.To)
 	if err != nil {
 		return err
 	}
-	if !old.State.Ended() {
-		return nil
+	if problem != "" {
+		return fmt.Errorf("refused: %s", problem)
 	}
-	if old.State != RolledBack {
-		return fmt.Errorf("rollout %d is %s: nothing of it waits", *id, old.State)
+	versions, err := t.stored(ctx, ch.Secret)
+	if err != nil {
+		return err
 	}
-	for _, ch := range old.Change {
-		if h, ok := t.held(ch.Secret, ch.To); ok && h.Kind == Hard {
-			return fmt.Errorf("secret %q version %s is %w (hard): %s", ch.Secret, ch.To.Short(), ErrHeld, h.Reason)
+	for _, m := range versions {
+		if m.Version == ch.To {
+			return nil
 		}
-		t.release(ch.Secret, ch.To)
-		next, err := t.propose(ctx, ch.Secret, ch.To, op.because(fmt.Sprintf("rollout %d begun again", *id)), op.By)
-		if err != nil {
-			return err
+		if _, held := t.held(m.Name, m.Version); !held {
+			return fmt.Errorf("secret %q: version %s is newer than version %s; `promote --to` goes back to an older one",
+				ch.Secret, m.Version.Short(), ch.To.Short())
 		}
-		*id = next
 	}
 	return nil
 }
 
 // nothing explains why there was nothing to promote.
-func (c *Controller) nothing(ctx context.Context, t *transaction, group string, id uint64, p *Promotion) error {
+func (t *transaction) nothing(ctx context.Context, group string, ids []uint64, id uint64, p *Promotion) error {
 	if id != 0 {
-		return fmt.Errorf("rollout %d does not wait for group %q", id, group)
+		if r := t.look(ids[0]); r != nil && r.waveOf(group) < 0 {
+			return fmt.Errorf("rollout %d does not move group %q", id, group)
+		}
+		p.Already = true // it has moved the group, or every group serves its versions
+		return nil
 	}
-	reasons, err := c.behind(ctx, t, group)
+	reasons, err := t.behind(ctx, group)
 	if err != nil {
 		return err
 	}
@@ -145,221 +214,35 @@ func (c *Controller) nothing(ctx context.Context, t *transaction, group string, 
 	return nil
 }
 
-// behind lists the newer versions that a group does not serve, and why.
-func (c *Controller) behind(ctx context.Context, t *transaction, group string) ([]string, error) {
-	metas, err := c.cache.Secrets(ctx)
+// behind lists the newest versions that a group does not serve, and why.
+func (t *transaction) behind(ctx context.Context, group string) ([]string, error) {
+	metas, err := t.c.cache.Secrets(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var reasons []string
-	seen := map[string]bool{}
-	for _, m := range metas {
-		have, ok := t.Target(group).Secrets.Version(m.Name)
-		if !ok || seen[m.Name] {
+	for i, m := range metas { // sorted by name, the newest first
+		have, ok := t.has(group, m.Name)
+		if !ok || have == m.Version || i > 0 && metas[i-1].Name == m.Name {
 			continue
 		}
-		seen[m.Name] = true // metas are sorted newest first
-		if have == m.Version {
-			continue
-		}
-		if h, held := t.held(m.Name, m.Version); held {
-			reasons = append(reasons, fmt.Sprintf("%s version %s is held (%s): %s", m.Name, m.Version.Short(), h.Kind, h.Reason))
+		if reason := t.lag(m, group); reason != "" {
+			reasons = append(reasons, fmt.Sprintf("%s version %s %s", m.Name, m.Version.Short(), reason))
 		}
 	}
 	return reasons, nil
 }
 
-// Step is what a Rollback or a PromoteTo changed in a group.
-type Step struct {
-	Group    string        `json:"group"`
-	From     uint64        `json:"from"` // snapshot before
-	Snapshot uint64        `json:"snapshot"`
-	Rollouts []uint64      `json:"rollouts"` // rollouts under way that this ended
-	Changes  []cache.Entry `json:"changes"`
-	Held     []string      `json:"held"` // versions taken back, as "secret version"
-}
-
-// ErrNothingToUndo is returned by Rollback for a group without a move that can be taken back.
-var ErrNothingToUndo = errors.New("the group has no move that could be taken back")
-
-// Rollback takes a group's last move back. Rollouts under way that moved it end as rolled back, and the versions that the group leaves
-// are held until they are released or promoted.
-func (c *Controller) Rollback(ctx context.Context, group string, op Operator) (Step, error) {
-	if err := c.take(ctx); err != nil {
-		return Step{}, err
+// lag says why a group does not serve the newest version of a secret; empty if it is on its way.
+func (t *transaction) lag(newest cache.Meta, group string) string {
+	if h, held := t.held(newest.Name, newest.Version); held {
+		return fmt.Sprintf("is held (%s): %s", h.Kind, h.Reason)
 	}
-	defer c.leave()
-	t := c.begin()
-	if err := t.knows(group); err != nil {
-		return Step{}, err
+	if _, covered := t.carriers(newest.Name, newest.Version); covered[group] {
+		return ""
 	}
-	moves := c.cache.Moves(group)
-	for i, move := range slices.Backward(moves) {
-		back := t.backwards(group, move)
-		if len(back) == 0 {
-			continue // every entry is something else by now
-		}
-		return c.apply(ctx, t, group, back, cache.Why{Reason: op.because("rollback of " + group), Direction: cache.Back, Keep: i}, op)
+	if !t.now.Before(newest.NotAfter) {
+		return "expired at " + newest.NotAfter.Format(time.RFC3339)
 	}
-	return Step{}, fmt.Errorf("group %q: %w", group, ErrNothingToUndo)
-}
-
-// RollbackTo applies the difference to snapshot number. Names that it did not know stay. Expired certificates are refused by name.
-func (c *Controller) RollbackTo(ctx context.Context, group string, number uint64, op Operator) (Step, error) {
-	return c.toSnapshot(ctx, group, number, op, fmt.Sprintf("rollback of %s to snapshot %d", group, number))
-}
-
-// PromoteTo applies the difference to snapshot number, and never removes a name that it did not know. Manual holds on what it brings
-// are released; a hard hold is an error.
-func (c *Controller) PromoteTo(ctx context.Context, group string, number uint64, op Operator) (Step, error) {
-	return c.toSnapshot(ctx, group, number, op, fmt.Sprintf("promotion of %s to snapshot %d", group, number))
-}
-
-func (c *Controller) toSnapshot(ctx context.Context, group string, number uint64, op Operator, what string) (Step, error) {
-	if err := c.take(ctx); err != nil {
-		return Step{}, err
-	}
-	defer c.leave()
-	t := c.begin()
-	if err := t.knows(group); err != nil {
-		return Step{}, err
-	}
-	to, err := c.cache.Snapshot(ctx, number)
-	if err != nil {
-		return Step{}, err
-	}
-	changes := map[string]secret.Version{}
-	for name, v := range to.Secrets.All() {
-		if have, _ := t.Target(group).Secrets.Version(name); have != v {
-			changes[name] = v
-			if h, ok := t.held(name, v); ok && h.Kind == Hard {
-				return Step{}, fmt.Errorf("secret %q version %s is %w (hard): %s", name, v.Short(), ErrHeld, h.Reason)
-			}
-			t.release(name, v)
-		}
-	}
-	return c.apply(ctx, t, group, changes, cache.Why{Reason: op.because(what), Direction: cache.Beside}, op)
-}
-
-// apply moves one group as an operator says, holds what it leaves, and ends the rollouts that brought it.
-func (c *Controller) apply(ctx context.Context, t *transaction, group string, changes map[string]secret.Version, why cache.Why, op Operator) (Step, error) {
-	step := Step{Group: group, From: t.Target(group).Number}
-	if err := t.refuseExpired(ctx, changes); err != nil {
-		return step, err
-	}
-	for _, id := range t.activeIDs() {
-		r := t.look(id)
-		if w := r.waveOf(group); w >= 0 && slices.Contains(r.Waves[w].Moved, group) && leaves(t.Target(group), r, changes) {
-			t.edit(id).log(t.now, RolledBack, why.Reason, op.By)
-			step.Rollouts = append(step.Rollouts, id)
-		}
-	}
-	entries, err := t.Move(ctx, group, changes, why)
-	if err != nil {
-		return step, err
-	}
-	for _, e := range entries {
-		if e.From != "" && createdLater(ctx, c.cache, e) {
-			t.hold(e.Secret, e.From, Manual, why.Reason)
-			step.Held = append(step.Held, e.Secret+" "+e.From.Short())
-		}
-	}
-	step.Changes, step.Snapshot = entries, t.Target(group).Number
-	if err := t.commit(ctx); err != nil {
-		return step, err
-	}
-	c.Wake()
-	return step, nil
-}
-
-// leaves reports whether the changes take the group away from a version that the rollout brought.
-func leaves(at *cache.Snapshot, r *Rollout, changes map[string]secret.Version) bool {
-	for _, c := range r.Change {
-		have, _ := at.Secrets.Version(c.Secret)
-		if to, ok := changes[c.Secret]; ok && have == c.To && to != c.To {
-			return true
-		}
-	}
-	return false
-}
-
-// createdLater reports whether a step leaves a newer version for an older one: only then is the newer one held.
-func createdLater(ctx context.Context, ca *cache.Cache, e cache.Entry) bool {
-	versions, err := ca.Versions(ctx, e.Secret)
-	if err != nil {
-		return true // holding one version too many is the safe side
-	}
-	at := func(v secret.Version) int {
-		return slices.IndexFunc(versions, func(m cache.Meta) bool { return m.Version == v })
-	}
-	return e.To == "" || at(e.From) < at(e.To) // newest first
-}
-
-// refuseExpired names every certificate that may not come back.
-func (t *transaction) refuseExpired(ctx context.Context, changes map[string]secret.Version) error {
-	var expired []string
-	for name, v := range changes {
-		if v == "" {
-			continue
-		}
-		versions, err := t.c.cache.Versions(ctx, name)
-		if err != nil {
-			return err
-		}
-		i := slices.IndexFunc(versions, func(m cache.Meta) bool { return m.Version == v })
-		switch {
-		case i < 0:
-			expired = append(expired, fmt.Sprintf("%s version %s is no longer stored", name, v.Short()))
-		case !t.now.Before(versions[i].NotAfter):
-			expired = append(expired, fmt.Sprintf("%s version %s expired at %s", name, v.Short(), versions[i].NotAfter.Format("2006-01-02T15:04:05Z")))
-		}
-	}
-	if len(expired) == 0 {
-		return nil
-	}
-	slices.Sort(expired)
-	return fmt.Errorf("refused: %s", strings.Join(expired, "; "))
-}
-
-// backwards returns the changes that take a group's move back. Entries that are something else by now are left out.
-func (t *transaction) backwards(group string, move cache.Move) map[string]secret.Version {
-	back := map[string]secret.Version{}
-	for _, e := range move.Entries {
-		if have, _ := t.Target(group).Secrets.Version(e.Secret); have == e.To {
-			back[e.Secret] = e.From
-		}
-	}
-	return back
-}
-
-// back takes the group's move at index i back.
-func (t *transaction) back(ctx context.Context, group string, i int, reason string) ([]cache.Entry, error) {
-	move := t.c.cache.Moves(group)[i]
-	return t.Move(ctx, group, t.backwards(group, move), cache.Why{
-		Reason: "taken back: " + reason, Rollout: move.Rollout, Direction: cache.Back, Keep: i,
-	})
-}
-
-// Release ends the holds on a secret, or on one version of it, and returns how many there were.
-func (c *Controller) Release(ctx context.Context, name string, version secret.Version) (int, error) {
-	if err := c.take(ctx); err != nil {
-		return 0, err
-	}
-	defer c.leave()
-	t := c.begin()
-	n := 0
-	for _, h := range c.Holds() {
-		if h.Secret == name && (version == "" || strings.HasPrefix(string(h.Version), string(version))) {
-			t.release(h.Secret, h.Version)
-			n++
-		}
-	}
-	return n, t.commit(ctx)
-}
-
-func short(v secret.Version) string {
-	if v == "" {
-		return "(none)"
-	}
-	return v.Short()
+	return "is in no rollout"
 }

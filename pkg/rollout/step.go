@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -25,12 +26,11 @@ func (c *Controller) step(ctx context.Context) (time.Time, error) {
 	if err := c.settle(ctx); err != nil {
 		return time.Time{}, errors.Join(append(faults, err)...)
 	}
-	retry, err := c.retrySoftHolds(ctx)
-	if err != nil {
+	if err := c.retrySoftHolds(ctx); err != nil {
 		faults = append(faults, err)
 	}
 	next, err := c.carryAll(ctx)
-	return sooner(next, retry), errors.Join(append(faults, err)...)
+	return sooner(next, c.nextRetry()), errors.Join(append(faults, err)...)
 }
 
 // carryAll carries on the rollouts under way, oldest first. One that cannot go on delays no other.
@@ -60,7 +60,7 @@ func (c *Controller) carryAll(ctx context.Context) (time.Time, error) {
 		for _, err := range failed {
 			faults = append(faults, err)
 		}
-		slices.SortFunc(faults, func(a, b error) int { return compare(a.Error(), b.Error()) })
+		slices.SortFunc(faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 		return next, errors.Join(faults...)
 	}
 }
@@ -206,7 +206,7 @@ func (t *transaction) muster(r *Rollout, w *Wave, group string) {
 		}
 		w.Nodes.Expected++
 		if len(w.Members) < maxMembers {
-			w.Members = append(w.Members[:len(w.Members):len(w.Members)], Member{Node: memberKey(group, n.Identity, n.Node)})
+			w.Members = append(w.Members, Member{Node: memberKey(group, n.Identity, n.Node)})
 		}
 	}
 }
@@ -239,102 +239,4 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 		w.Members, t.touched = v.members, true
 	}
 	return v.recheck, nil
-}
-
-// takeBack moves the wave's groups back to what each of them left, as many as fit into this commit. An addition stays: nothing was
-// served under its name before.
-func (t *transaction) takeBack(ctx context.Context, r *Rollout, w *Wave, reason string) error {
-	w.Members, w.Back = nil, reason
-	if r.addition() {
-		w.State = Done
-		r.log(t.now, Done, "added, but "+reason, "")
-		return nil
-	}
-	w.State = RolledBack
-	for len(w.Moved) > 0 {
-		if t.Full() {
-			r.log(t.now, Moving, "taking back: "+reason, "")
-			return nil
-		}
-		last := len(w.Moved) - 1
-		if err := t.undo(ctx, w.Moved[last], r.ID, reason); err != nil {
-			return err
-		}
-		w.Moved = w.Moved[:last]
-	}
-	r.log(t.now, RolledBack, reason, "")
-	return nil
-}
-
-// undo applies the from values of the move that the rollout made in a group. An entry that is something else by now is skipped, and so
-// is one that has expired or is no longer stored: the new version, which other nodes may serve well, is better than that.
-func (t *transaction) undo(ctx context.Context, group string, id uint64, reason string) error {
-	moves := t.c.cache.Moves(group)
-	i := len(moves) - 1
-	for i >= 0 && moves[i].Rollout != id {
-		i--
-	}
-	if i < 0 {
-		return nil // the group had nothing to move
-	}
-	back, err := t.backwards(ctx, group, moves[i])
-	if err != nil {
-		return err
-	}
-	for name := range back {
-		if problem, err := t.unfit(ctx, name, back[name]); err != nil {
-			return err
-		} else if problem != "" {
-			delete(back, name)
-		}
-	}
-	why := cache.Why{Reason: "taken back: " + reason, Rollout: id, Direction: cache.Back, Keep: i}
-	if i < len(moves)-1 { // an operator's move came later; it can still be taken back
-		why.Direction = cache.Beside
-	}
-	_, err = t.Move(ctx, group, back, why)
-	return err
-}
-
-// retrySoftHolds gives the secrets whose soft hold has ended a rollout of their own again, unless a newer version has taken over, and
-// returns when the next hold ends.
-func (c *Controller) retrySoftHolds(ctx context.Context) (time.Time, error) {
-	var next time.Time
-	var faults []error
-	policy := c.currentPolicy()
-	for _, h := range c.softHolds() {
-		if until := h.Since.Add(policy.RetryAfter); time.Now().Before(until) {
-			next = sooner(next, until)
-			continue
-		}
-		t := c.begin()
-		t.release(h.Secret, h.Version)
-		versions, err := t.stored(ctx, h.Secret)
-		if err == nil {
-			err = t.heal(ctx, versions, "tried again after "+policy.RetryAfter.String(), "")
-		}
-		if err == nil {
-			err = t.commit(ctx)
-		}
-		if err == nil {
-			continue
-		}
-		faults = append(faults, fmt.Errorf("retry %q: %w", h.Secret, err))
-		if err := c.settle(ctx); err != nil {
-			return next, errors.Join(append(faults, err)...)
-		}
-	}
-	return next, errors.Join(faults...)
-}
-
-func (c *Controller) softHolds() []Hold {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var soft []Hold
-	for _, h := range c.holds {
-		if h.Kind == Soft {
-			soft = append(soft, h)
-		}
-	}
-	return soft
 }

@@ -2,6 +2,7 @@ package sds
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -100,8 +101,8 @@ func (f *fleet) served(t *testing.T, name string, port int, want secret.Version)
 		if !ok {
 			return fmt.Errorf("connection is a %T", conn)
 		}
-		if serial := secured.ConnectionState().PeerCertificates[0].SerialNumber.Text(16); serial != meta.Serial {
-			err = fmt.Errorf("serial %s is served, want %s", serial, meta.Serial)
+		if sum := fmt.Sprintf("%x", sha256.Sum256(secured.ConnectionState().PeerCertificates[0].Raw)); sum != meta.SHA256 {
+			err = fmt.Errorf("certificate %s is served, want %s", sum, meta.SHA256)
 		}
 		return errors.Join(err, conn.Close())
 	})

@@ -51,26 +51,40 @@ func (i *Issuer) ensureAccount(ctx context.Context, lost string) (accountKey, er
 	if a.key.kid != "" && a.key.kid != lost {
 		return a.key, nil
 	}
-	if err := i.loadAccount(ctx); err != nil {
+	err := i.loadOrRegister(ctx, lost)
+	if errors.Is(err, store.ErrConflict) {
+		// Another Issuer of the same name (there are two for a moment after a reload) was first: its account counts.
+		err = i.loadOrRegister(ctx, lost)
+	}
+	if err != nil {
 		return accountKey{}, i.classify(ctx, "account", err)
+	}
+	return a.key, nil
+}
+
+// loadOrRegister sets the key; the turn is held.
+func (i *Issuer) loadOrRegister(ctx context.Context, lost string) error {
+	a := &i.accounts
+	if err := i.loadAccount(ctx); err != nil {
+		return err
 	}
 	if a.record.KID != "" && a.record.KID != lost {
 		a.key.kid = a.record.KID
-		return a.key, nil
+		return nil
 	}
 	if lost != "" {
 		i.log.WarnContext(ctx, "the CA does not know the account any more: it is registered again", "kid", lost)
 	}
 	kid, err := i.register(ctx)
 	if err != nil {
-		return accountKey{}, i.classify(ctx, "account", err)
+		return err
 	}
 	a.record.KID = kid
 	if err := i.saveAccount(ctx); err != nil {
-		return accountKey{}, i.classify(ctx, "account", err)
+		return err
 	}
 	a.key.kid = kid
-	return a.key, nil
+	return nil
 }
 
 // loadAccount reads the account, or makes and stores one with a new key if there is none for this directory.

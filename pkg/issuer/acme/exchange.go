@@ -87,7 +87,7 @@ func (x *exchange) send(req *http.Request) (rawAnswer, error) {
 	if err != nil {
 		return rawAnswer{}, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was only read
+	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
 		return rawAnswer{}, fmt.Errorf("read the answer: %w", err)

@@ -45,6 +45,10 @@ const (
 	orderFinalizing = "finalizing"
 )
 
+// longestPlaced is how long an order is taken up again that has not come to finalize: a validation that never ends (the CA was
+// told, and forgot) must not block the certificate, and no certificate can be lost before finalize.
+const longestPlaced = 6 * time.Hour
+
 // errOrderDead is an order that can no longer lead to a certificate, though a new one may.
 var errOrderDead = errors.New("the order is dead")
 
@@ -88,22 +92,32 @@ func (i *Issuer) loadOrder(ctx context.Context, request issuer.Request) (*order,
 	if err != nil {
 		return nil, fmt.Errorf("read: %w", err)
 	}
-	o := &order{revision: entry.Revision}
-	why := "the certificate is configured differently now"
-	err = json.Unmarshal(entry.Value, o)
-	if err == nil {
-		_, err = decodeKey(o.Key)
+	o := &order{}
+	why := "it cannot be read"
+	if err := json.Unmarshal(entry.Value, o); err == nil {
+		why = i.unfit(o, request)
 	}
-	if err != nil {
-		why = "it cannot be read: " + err.Error()
-	}
-	if err == nil && o.Issuer == i.options.Name && o.KeyType == request.KeyType && o.Profile == request.Profile &&
-		slices.Equal(o.Identifiers, identifiers(request)) {
+	o.Secret, o.revision = request.Secret, entry.Revision
+	if why == "" {
 		return o, nil
 	}
 	i.log.InfoContext(ctx, "stored order dropped", "secret", request.Secret, "order", o.URL, "reason", why)
-	o.Secret = request.Secret
 	return nil, i.dropOrder(ctx, o)
+}
+
+// unfit says why an order is not taken up again for a request; "" if it is.
+func (i *Issuer) unfit(o *order, request issuer.Request) string {
+	if _, err := decodeKey(o.Key); err != nil {
+		return "its key cannot be read"
+	}
+	if o.Issuer != i.options.Name || o.KeyType != request.KeyType || o.Profile != request.Profile ||
+		!slices.Equal(o.Identifiers, identifiers(request)) {
+		return "the certificate is configured differently now"
+	}
+	if o.Step == orderPlaced && time.Since(o.Created) > longestPlaced {
+		return "it has not become ready for too long"
+	}
+	return ""
 }
 
 // saveOrder stores the order, if nobody else has changed it.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sds-server/sds-server/internal/testenv"
@@ -262,6 +263,37 @@ func TestAccountThatCannotBeReadIsNotReplaced(t *testing.T) {
 	}
 }
 
+// TestTwoIssuersOfOneNameShareOneAccount is what a reload leads to: the old Issuer ends its orders while the new one begins.
+func TestTwoIssuersOfOneNameShareOneAccount(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	hold := f.proxy.Hold(testenv.KindNewAccount, testenv.Before)
+	var wg sync.WaitGroup
+	before, after := f.issuer(nil), f.issuer(nil)
+	wg.Go(func() {
+		if _, err := before.Obtain(f.Ready(), request("a.example")); err != nil {
+			t.Errorf("before the reload: %v", err)
+		}
+	})
+	<-hold.Reached()
+	other := request("a.example")
+	other.Secret = "other"
+	f.obtain(after, other)
+	hold.Release()
+	wg.Wait()
+	keys := make(map[string]bool)
+	for _, value := range f.store.History(issuer.AccountKey("pebble")) {
+		a := account{}
+		if err := json.Unmarshal(value, &a); err != nil {
+			t.Fatal(err)
+		}
+		keys[a.Key] = true
+	}
+	if len(keys) != 1 {
+		t.Errorf("got %d account keys, want 1", len(keys))
+	}
+}
+
 func TestDeadOrderIsReplaced(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, testenv.PebbleOptions{})
@@ -345,8 +377,13 @@ func TestNamesAreSolvedInParallel(t *testing.T) {
 		_, err := i.Obtain(f.Ready(), request("a.example", "b.example"))
 		done <- err
 	}()
-	<-first.Reached()
-	<-second.Reached() // never, if the second name waited for the first
+	for _, hold := range []*testenv.Hold{first, second} {
+		select {
+		case <-hold.Reached():
+		case <-f.Ready().Done():
+			t.Fatal("the second name waits for the first")
+		}
+	}
 	first.Release()
 	second.Release()
 	if err := <-done; err != nil {

@@ -31,12 +31,14 @@ var ErrFault = errors.New("the medium failed")
 // Store is a store.Store in memory, without Watch. Its hooks fail a commit before or after it is durable.
 type Store struct {
 	mu       sync.Mutex
-	entries  map[string]store.Entry        // guarded by mu
-	revision int64                         // guarded by mu
-	before   func([]store.Operation) error // guarded by mu
-	after    func([]store.Operation) error // guarded by mu
-	read     func(key string) error        // guarded by mu
-	history  map[string][][]byte           // guarded by mu
+	entries  map[string]store.Entry // guarded by mu
+	revision int64                  // guarded by mu
+	history  map[string][][]byte    // guarded by mu
+
+	hooks  sync.Mutex
+	before func([]store.Operation) error // guarded by hooks
+	after  func([]store.Operation) error // guarded by hooks
+	read   func(key string) error        // guarded by hooks
 }
 
 var _ store.Store = (*Store)(nil)
@@ -47,16 +49,17 @@ func NewStore() *Store {
 }
 
 // Hook sets what is called with each commit, before and after it is durable; an error is the commit's. Nil takes a hook away.
+// The hooks may set hooks, and nothing else of the store.
 func (s *Store) Hook(before, after func([]store.Operation) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.hooks.Lock()
+	defer s.hooks.Unlock()
 	s.before, s.after = before, after
 }
 
 // HookRead sets what is called with the key of each Get and the prefix of each List; an error is theirs.
 func (s *Store) HookRead(read func(key string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.hooks.Lock()
+	defer s.hooks.Unlock()
 	s.read = read
 }
 
@@ -102,10 +105,19 @@ func (s *Store) fault(ctx context.Context, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if s.read != nil {
-		return s.read(key)
+	s.hooks.Lock()
+	read := s.read
+	s.hooks.Unlock()
+	if read == nil {
+		return nil
 	}
-	return nil
+	return read(key)
+}
+
+func (s *Store) hooked() (before, after func([]store.Operation) error) {
+	s.hooks.Lock()
+	defer s.hooks.Unlock()
+	return s.before, s.after
 }
 
 // Commit implements store.Store.
@@ -115,14 +127,15 @@ func (s *Store) Commit(ctx context.Context, conditions []store.Condition, operat
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	before, after := s.hooked()
+	if before != nil {
+		if err := before(operations); err != nil {
+			return 0, err
+		}
+	}
 	for _, c := range conditions {
 		if s.entries[c.Key].Revision != c.Revision {
 			return 0, store.ErrConflict
-		}
-	}
-	if s.before != nil {
-		if err := s.before(operations); err != nil {
-			return 0, err
 		}
 	}
 	s.revision++
@@ -134,8 +147,8 @@ func (s *Store) Commit(ctx context.Context, conditions []store.Condition, operat
 		s.entries[o.Key] = store.Entry{Key: o.Key, Value: slices.Clone(o.Value), Revision: s.revision}
 		s.history[o.Key] = append(s.history[o.Key], slices.Clone(o.Value))
 	}
-	if s.after != nil {
-		if err := s.after(operations); err != nil {
+	if after != nil {
+		if err := after(operations); err != nil {
 			return 0, err
 		}
 	}

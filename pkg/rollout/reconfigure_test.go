@@ -1,0 +1,227 @@
+package rollout
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+var whyTest = cache.Why{Reason: "test", Direction: cache.Beside}
+
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	return context.WithCancel(t.Context())
+}
+
+// with is a policy with other waves.
+func (p Policy) with(groups ...string) Policy {
+	p.Waves = nil
+	for _, g := range groups {
+		p.Waves = append(p.Waves, strings.Fields(g))
+	}
+	return p
+}
+
+func TestUnconfiguredIssuedSecretIsRemovedThroughTheWaves(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "production"))
+	c := r.node("c1", "canary", "www", "kept")
+	v, kept := r.serve("www"), r.serve("kept")
+	if _, err := r.c.Accept(r.ctx(), Proposal{Secret: newSecret(t, "imported", 1<<50), Source: cache.SourceImport}); err != nil {
+		t.Fatal(err)
+	}
+	r.settle()
+	imported := r.at("canary", "imported")
+	p := r.policy
+	p.Managed = func(name string) bool { return name == "kept" }
+	r.reconfigure(p)
+	r.settle()
+	r.want("www", versions{"canary": "", "production": v})
+	r.promote("production")
+	r.want("www", versions{"canary": "", "production": ""})
+	r.want("kept", r.all(kept))
+	r.want("imported", r.all(imported))
+	if change := r.get(4).Change[0]; change.Kind != Remove || change.From != v || change.To != "" {
+		t.Errorf("got change %+v, want a removal", change)
+	}
+	for range 2 { // once
+		r.restart()
+		r.settle()
+	}
+	r.wantStates("1 done", "2 done", "3 done", "4 done")
+	c.names = nil
+	p.Managed = func(string) bool { return true }
+	r.reconfigure(p) // and configured again
+	r.settle()
+	r.want("www", r.all(v))
+}
+
+func TestVersionThatACrashLeftWithoutARolloutGetsOne(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "production"))
+	r.node("c1", "canary", "www")
+	r.serve("www")
+	plan := r.cache.Plan()
+	m, _, err := plan.PutSecret(r.ctx(), newSecret(t, "www", 1<<50), cache.SourceACME, "le")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.Commit(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	r.fleet.forget(true)
+	r.crash()
+	r.settle() // without a Reconfigure: Run does it
+	r.want("www", r.all(m.Version))
+	r.wantStates("1 done", "2 done")
+}
+
+func TestNewGroupStartsWithWhatTheLastWaveServes(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "eu us"))
+	a1, b1 := r.serve("a"), r.serve("b")
+	a2 := r.serve("a") // waits for eu and us
+	r.reconfigure(r.policy.with("canary", "eu us new", "newer"))
+	r.settle()
+	r.want("a", versions{"canary": a2, "eu": a1, "us": a1, "new": a1, "newer": a1})
+	r.want("b", r.all(b1))
+	if n := len(r.cache.Moves("new")); n != 0 {
+		t.Errorf("a new group has %d moves that can be taken back, want none", n)
+	}
+	r.promote("newer") // the rollout under way reaches the new groups, too
+	r.want("a", r.all(a2))
+}
+
+func TestNewGroupStartsWithTheOldestVersionWhereTheLastWaveDiffers(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "eu us"))
+	v1, v2 := r.serve("www"), r.serve("www")
+	r.rollback("eu")
+	r.want("www", versions{"eu": v1, "us": v2})
+	r.reconfigure(r.policy.with("canary", "eu us", "new"))
+	r.settle()
+	r.want("www", versions{"new": v1}) // v2 is held
+	if _, err := r.c.Release(r.ctx(), "www", ""); err != nil {
+		t.Fatal(err)
+	}
+	r.settle()
+	r.want("www", r.all(v2))
+}
+
+func TestReloadChangesTheWavesOfARolloutUnderWay(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "eu", "us"))
+	c := r.node("c1", "canary", "www")
+	eu := r.node("e1", "eu", "www")
+	r.serve("www")
+	c.silent, eu.silent = true, true
+	v2 := r.accept("www")
+	r.settle()
+	r.reconfigure(r.policy.with("us", "eu", "canary new")) // canary is moving already; new starts where the last wave, canary, is
+	c.silent = false
+	r.settle()
+	r.want("www", versions{"canary": v2, "us": v2, "eu": v2, "new": v2})
+	eu.silent = false
+	r.settle()
+	r.want("www", r.all(v2))
+	if got := fmt.Sprint(waveGroups(r.get(2))); got != "[[canary] [us] [eu] [new]]" {
+		t.Errorf("its waves are %s", got)
+	}
+}
+
+func waveGroups(r *Rollout) (groups [][]string) {
+	for _, w := range r.Waves {
+		groups = append(groups, w.Groups)
+	}
+	return groups
+}
+
+func TestReloadKeepsPromotions(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "eu", "us"))
+	eu := r.node("e1", "eu", "www")
+	r.serve("www")
+	v2 := r.serve("www")
+	eu.silent = true
+	r.promote("us")
+	r.reconfigure(r.policy.with("canary", "us", "eu"))
+	eu.silent = false
+	r.settle()
+	r.want("www", r.all(v2))
+}
+
+func TestRolloutsUnderWayAreRewavedHoweverMany(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "production"))
+	const n = 110
+	want := map[string]secret.Version{}
+	for range 2 {
+		for i := range n {
+			name := fmt.Sprintf("s%d", i)
+			want[name] = r.accept(name)
+		}
+		r.settle()
+	}
+	r.reconfigure(waves("auto", "canary", "us", "production"))
+	r.settle()
+	for name, v := range want {
+		r.want(name, r.all(v))
+	}
+}
+
+func TestFailedReloadKeepsTheOldPolicy(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "production"))
+	r.serve("www")
+	r.disk.full(true)
+	if err := r.c.Reconfigure(r.ctx(), r.policy.with("canary", "production", "new")); !errors.Is(err, errDisk) {
+		t.Fatalf("got %v, want %v", err, errDisk)
+	}
+	r.disk.full(false)
+	r.settle()
+	v := r.serve("www")
+	r.want("www", r.all(v))
+	if groups := r.cache.Groups(); len(groups) != 2 {
+		t.Errorf("groups are %v, want the old ones", groups)
+	}
+}
+
+func TestSecretThatCannotBeHealedKeepsNoOtherOneFromIt(t *testing.T) {
+	r := newRig(t, waves("auto", "canary"))
+	r.serve("a")
+	r.serve("b")
+	for _, name := range []string{"a", "b"} {
+		plan := r.cache.Plan()
+		if _, _, err := plan.PutSecret(r.ctx(), newSecret(t, name, 1<<50), cache.SourceACME, "le"); err != nil {
+			t.Fatal(err)
+		}
+		if err := plan.Commit(r.ctx()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refuse := &refuser{Store: r.disk.Store, key: store.Key("rollout", fmt.Sprintf("%020d", 3))}
+	r.disk.Store = refuse
+	r.reconfigure(r.policy)
+	refuse.key = ""
+	r.settle()
+	for _, name := range []string{"a", "b"} {
+		metas, err := r.cache.Versions(r.ctx(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.want(name, r.all(metas[0].Version))
+	}
+}
+
+// refuser fails the first commit that writes a key.
+type refuser struct {
+	store.Store
+	key string
+}
+
+func (f *refuser) Commit(ctx context.Context, conditions []store.Condition, operations []store.Operation) (int64, error) {
+	for _, o := range operations {
+		if o.Key == f.key {
+			f.key = ""
+			return 0, errDisk
+		}
+	}
+	return f.Store.Commit(ctx, conditions, operations)
+}

@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"code": exitsWith, "ready": waitReady, "until": until,
+			"code": exitsWith, "ready": waitReady, "until": repeatUntil,
 		},
 	})
 }
@@ -72,8 +72,8 @@ func waitReady(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(testenv.Eventually(ctx, b.serves))
 }
 
-// until is "until REGEXP command [args]": the command is repeated until its output matches.
-func until(ts *testscript.TestScript, neg bool, args []string) {
+// repeatUntil is "until REGEXP command [args]": the command is repeated until its output matches.
+func repeatUntil(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: until REGEXP command [args]")
 	}

@@ -1,0 +1,236 @@
+package rollout
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+func TestInvariantsHoldInRandomHistories(t *testing.T) {
+	for i := range 16 {
+		seed := rand.Uint64()
+		promotion := []string{"auto", "manual"}[i%2]
+		t.Run(fmt.Sprintf("%s/seed=%d", promotion, seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newModel(t, promotion, rand.New(rand.NewPCG(seed, 0)))
+				for n := range 80 {
+					what := m.act()
+					m.check(fmt.Sprintf("action %d, %s", n, what))
+					if t.Failed() {
+						return
+					}
+				}
+				m.end()
+			})
+		})
+	}
+}
+
+// model is a rig with what has to be true of it.
+type model struct {
+	*rig
+	random *rand.Rand
+	names  []string
+	served map[string]map[string]bool          // group -> names that it has had
+	banned map[holdID]map[string]bool          // held hard -> groups that were at it then
+	good   map[*node]map[string]secret.Version // what a node went on with last
+}
+
+func newModel(t *testing.T, promotion string, random *rand.Rand) *model {
+	m := &model{
+		rig: newRig(t, waves(promotion, "canary", "eu us", "rest")), random: random, names: []string{"a", "b", "d"},
+		served: map[string]map[string]bool{}, banned: map[holdID]map[string]bool{}, good: map[*node]map[string]secret.Version{},
+	}
+	for _, g := range []string{"canary", "canary", "eu", "us", "rest"} {
+		m.node(fmt.Sprintf("n%d", len(m.fleet.nodes)), g, m.names[:1+random.IntN(3)]...)
+	}
+	return m
+}
+
+// act does one random thing, as a CA, a node, an operator or a failing machine does.
+func (m *model) act() string {
+	n := m.fleet.nodes[m.random.IntN(len(m.fleet.nodes))]
+	name := m.names[m.random.IntN(len(m.names))]
+	group := m.policy.Groups()[m.random.IntN(4)]
+	switch k := m.random.IntN(20); {
+	case k < 5:
+		m.accept(name)
+		return "accept " + name
+	case k < 9:
+		m.pass(time.Duration(1+m.random.IntN(90)) * time.Second)
+		return "time passes"
+	case k == 9:
+		victim, chance := name, m.random.IntN(2) == 0
+		m.edit(n, func(n *node) {
+			n.refuses = func(name string, v secret.Version) bool { return chance && name == victim && v[0] < '5' }
+		})
+		return n.id + " is picky"
+	case k == 10:
+		m.edit(n, func(n *node) { n.silent = !n.silent })
+		return n.id + " is silent, or not"
+	case k == 11:
+		m.edit(n, func(n *node) {
+			if n.connected {
+				n.disconnect()
+			} else {
+				n.connect()
+			}
+		})
+		return n.id + " goes, or comes"
+	case k == 12:
+		m.tolerate(m.c.Promote(m.ctx(), group, 0, alice))
+		return "promote " + group
+	case k == 13:
+		m.tolerate(m.c.Rollback(m.ctx(), group, alice))
+		return "rollback " + group
+	case k == 14:
+		m.tolerate(m.c.PromoteTo(m.ctx(), group, 1+m.random.Uint64N(m.cache.Latest()), alice))
+		return "promote to, " + group
+	case k == 15:
+		m.tolerate(m.c.RollbackTo(m.ctx(), group, 1+m.random.Uint64N(m.cache.Latest()), alice))
+		return "rollback to, " + group
+	case k == 16:
+		maps.DeleteFunc(m.banned, func(id holdID, _ map[string]bool) bool { return id.secret == name })
+		m.tolerate(m.c.Release(m.ctx(), name, ""))
+		return "release " + name
+	case k == 17:
+		before := m.picture()
+		m.fleet.forget(true)
+		m.crash()
+		if after := m.picture(); len(m.c.Active()) == 0 && after != before {
+			m.t.Errorf("invariant 5, restart restores: %s, want %s", after, before)
+		}
+		m.reconfigure(m.policy)
+		return "restart"
+	case k == 18:
+		m.disk.hooks(func(int) bool { return m.random.IntN(2) == 0 }, func(int) bool { return m.random.IntN(2) == 0 })
+		for range 4 {
+			_, err := m.c.step(m.ctx())
+			_, again := m.c.Accept(m.ctx(), Proposal{Secret: newSecret(m.t, name, 1<<51), Source: cache.SourceACME, Reason: "issued"})
+			m.tolerate(err, again)
+		}
+		m.disk.hooks(nil, nil)
+		m.step()
+		return "the store fails now and then"
+	default:
+		m.step()
+		return "look"
+	}
+}
+
+// tolerate drops the error of a refused wish: that it is refused is one of the things that may happen.
+func (m *model) tolerate(any, error) {}
+
+func (m *model) check(what string) {
+	m.t.Helper()
+	m.checkDurable(what)
+	moving := map[string]uint64{}
+	for _, r := range m.c.Active() {
+		for _, g := range r.occupies() {
+			if moving[g] != 0 {
+				m.t.Errorf("%s: rollouts %d and %d are both moving group %s", what, moving[g], r.ID, g)
+			}
+			moving[g] = r.ID
+		}
+	}
+	for _, g := range m.policy.Groups() {
+		set := maps.Collect(m.mustAt(g).Secrets.All())
+		for name := range m.served[g] {
+			if set[name] == "" {
+				m.t.Errorf("%s: invariant 3, a group never loses a name: %s lost %s", what, g, name)
+			}
+		}
+		for name, v := range set {
+			if m.served[g] == nil {
+				m.served[g] = map[string]bool{}
+			}
+			m.served[g][name] = true
+			if groups := m.banned[holdID{name, v}]; groups != nil && !groups[g] {
+				m.t.Errorf("%s: invariant 6, a hard hold is not rolled out: %s moved to %s of %s", what, g, v.Short(), name)
+			}
+		}
+	}
+	for _, h := range m.c.Holds() {
+		id := holdID{h.Secret, h.Version}
+		if h.Kind == Hard && m.banned[id] == nil {
+			m.banned[id] = map[string]bool{}
+			for _, g := range m.policy.Groups() {
+				m.banned[id][g] = m.at(g, h.Secret) == h.Version
+			}
+		}
+	}
+	for _, n := range m.fleet.nodes {
+		for name, v := range m.good[n] {
+			if v != "" && n.serves[name] == "" {
+				m.t.Errorf("%s: invariant 3, node %s lost its last good %s", what, n.id, name)
+			}
+		}
+		m.good[n] = maps.Clone(n.serves)
+	}
+}
+
+// checkDurable opens what is stored beside what runs, and compares.
+func (m *model) checkDurable(what string) {
+	m.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	stored, err := cache.Open(m.ctx(), cache.Options{Store: m.disk, Log: log})
+	if err != nil {
+		m.t.Fatalf("%s: %v", what, err)
+	}
+	c, err := New(m.ctx(), Options{Cache: stored, Store: m.disk, Fleet: m.fleet, Policy: m.policy, Log: log})
+	if err != nil {
+		m.t.Fatalf("%s: %v", what, err)
+	}
+	for _, g := range m.cache.Groups() {
+		at, ok := stored.At(g)
+		if !ok || at.Number != m.mustAt(g).Number || !at.Secrets.Equal(m.mustAt(g).Secrets) || len(stored.Moves(g)) != len(m.cache.Moves(g)) {
+			m.t.Errorf("%s: invariant 1, durable before visible: group %s is at %d, the store says %v", what, g, m.mustAt(g).Number, at)
+		}
+	}
+	if !slices.Equal(c.Holds(), m.c.Holds()) {
+		m.t.Errorf("%s: invariant 1: holds are %v, the store says %v", what, m.c.Holds(), c.Holds())
+	}
+	have, want := m.c.Active(), c.Active()
+	if !slices.EqualFunc(have, want, func(a, b *Rollout) bool {
+		return a.ID == b.ID && a.State == b.State && a.Wave == b.Wave && !changed(a, b)
+	}) {
+		m.t.Errorf("%s: invariant 1: rollouts are %v, the store says %v", what, have, want)
+	}
+}
+
+// end makes everybody well, and waits: everything comes to rest, and every node is where its group is.
+func (m *model) end() {
+	m.t.Helper()
+	m.fleet.edit(func() {
+		for _, n := range m.fleet.nodes {
+			n.silent, n.refuses = false, nil
+			n.connect()
+		}
+	})
+	for range 4 {
+		m.pass(11 * time.Minute)
+		m.tolerate(m.c.Promote(m.ctx(), "rest", 0, alice))
+	}
+	m.pass(m.policy.RetryAfter)
+	m.tolerate(m.c.Promote(m.ctx(), "rest", 0, alice))
+	m.pass(time.Minute)
+	m.check("the end")
+	for _, a := range m.c.Active() {
+		m.t.Errorf("rollout %d is still %s: %s", a.ID, a.State, a.Reason)
+	}
+	for _, n := range m.fleet.nodes {
+		for _, name := range n.names {
+			if want := m.at(n.group, name); n.serves[name] != want {
+				m.t.Errorf("node %s serves %s of %s, want %s", n.id, short(n.serves[name]), name, short(want))
+			}
+		}
+	}
+}

@@ -60,9 +60,9 @@ certificates:
 {{- end}}
 {{- end}}
 groups:
-{{- $secrets := .S.Secrets}}
+{{- $secrets := .S.Secrets}}{{$uid := .UID}}
 {{- range .S.Groups}}
-  - {name: {{.}}, identities: ["unix:uid=*", "spiffe://sds-server/{{.}}/*"], secrets: ["{{$secrets}}"]}
+  - {name: {{.}}, identities: ["unix:uid={{$uid}}", "spiffe://sds-server/{{.}}/*"], secrets: ["{{$secrets}}"]}
 {{- end}}
 rollout: {waves: [{{range $i, $g := .S.Groups}}{{if $i}}, {{end}}[{{$g}}]{{end}}], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}}
 {{.S.Extra}}
@@ -125,7 +125,7 @@ func (b *box) write(s settings) error {
 		return err
 	}
 	var text bytes.Buffer
-	if err := t.Execute(&text, map[string]any{"B": b, "S": s}); err != nil {
+	if err := t.Execute(&text, map[string]any{"B": b, "S": s, "UID": os.Getuid()}); err != nil {
 		return err
 	}
 	if err := os.WriteFile(b.Config()+".new", text.Bytes(), 0o644); err != nil {

@@ -46,7 +46,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) 
 	if silent, ok := errors.AsType[*exitError](err); ok {
 		return silent.code
 	}
-	if !c.began && asksForJSON(args) { // the flag may stand behind the one that was wrong
+	if asksForJSON(args) { // the flag may stand behind the one that was wrong, or at a command that reads none
 		c.format = formatJSON
 	}
 	return c.report(err)

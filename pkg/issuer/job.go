@@ -149,7 +149,7 @@ func (l *Loop) end(e *entry, t *task) {
 	defer l.mu.Unlock()
 	l.running--
 	e.job = nil
-	e.state, e.revision, e.loaded = t.state, t.revision, t.known
+	e.state, e.revision, e.loaded, e.unfinished = t.state, t.revision, t.known, t.unfinished
 	switch {
 	case e.removed:
 		delete(l.entries, e.cert.Name)
@@ -188,12 +188,14 @@ type task struct {
 	revision int64
 
 	// known reports whether state and revision are those in the store.
-	known    bool
-	cut      bool // ended from outside: no failure
-	took     time.Duration
-	failure  *Error
-	accepted Accepted
-	err      error
+	known bool
+	// unfinished reports whether the order is still in the store after a failure.
+	unfinished bool
+	cut        bool // ended from outside: no failure
+	took       time.Duration
+	failure    *Error
+	accepted   Accepted
+	err        error
 }
 
 func (t *task) run(ctx context.Context) {
@@ -218,6 +220,8 @@ func (t *task) run(ctx context.Context) {
 	}
 	t.failure, t.err = e, e
 	t.fail(ctx, e)
+	_, err = t.loop.options.Store.Get(ctx, OrderKey(t.cert.Name))
+	t.unfinished = err == nil // where the store fails, the next start finds the order
 	f := t.state.Failure
 	log.WarnContext(ctx, "certificate not issued", "kind", e.Kind, "err", e, "hint", e.Hint, "attempts", f.Attempts,
 		"next_try", f.NotBeforeTry, "not_after", t.state.NotAfter)

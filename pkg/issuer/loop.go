@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,9 +75,11 @@ type entry struct {
 	state    State
 	revision int64 // of the state in the store
 	loaded   bool  // the state was read since the certificate was configured
-	due      time.Time
-	position int  // in the queue; -1 outside of it
-	job      *job // nil unless an order waits for a worker or is under way
+	// unfinished reports whether an order for it is in the store.
+	unfinished bool
+	due        time.Time
+	position   int  // in the queue; -1 outside of it
+	job        *job // nil unless an order waits for a worker or is under way
 	// removed is set while the order of a certificate that is not configured any more is still ending, so that the name cannot be
 	// ordered a second time beside it.
 	removed bool
@@ -250,8 +253,12 @@ func (l *Loop) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	found := make(map[string]store.Entry, len(entries))
-	for _, e := range entries {
+	orders, _, err := l.options.Store.List(ctx, OrderKey(""))
+	if err != nil {
+		return err
+	}
+	found := make(map[string]store.Entry, len(entries)+len(orders))
+	for _, e := range slices.Concat(entries, orders) {
 		found[e.Key] = e
 	}
 	l.mu.Lock()
@@ -270,7 +277,8 @@ func (l *Loop) load(ctx context.Context) error {
 			}
 		}
 		e.loaded = true
-		if due := e.state.due(&e.cert); e.job != nil && !e.job.force && due.After(now()) {
+		_, e.unfinished = found[OrderKey(e.cert.Name)]
+		if due := e.next(); e.job != nil && !e.job.force && due.After(now()) {
 			e.job.finish(Accepted{}, &NotDueError{Name: e.cert.Name, Until: due})
 			e.job = nil
 		}
@@ -290,9 +298,22 @@ func (l *Loop) unloaded() bool {
 	return false
 }
 
+// next returns when the certificate is to be ordered: when it is due, or, where an order for it is under way (a crash cut it off, or a try
+// failed half way), as soon as its back-off allows, so that the order is not left to die at the CA.
+func (e *entry) next() time.Time {
+	due := e.state.due(&e.cert)
+	if !e.unfinished {
+		return due
+	}
+	if retry := e.state.retry(&e.cert); retry.Before(due) {
+		return retry
+	}
+	return due
+}
+
 // schedule puts a loaded certificate at its place in the queue; mu is held. One whose order is under way comes back by itself.
 func (l *Loop) schedule(e *entry) {
-	e.due = e.state.due(&e.cert)
+	e.due = e.next()
 	if e.removed {
 		return
 	}

@@ -129,6 +129,31 @@ func TestFailingRenewalLeavesTheValidCertificateAlone(t *testing.T) {
 	})
 }
 
+func TestOrderThatWasCutOffIsTakenUpAtTheStart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, certificate("a"))
+		w.start()
+		w.wantOrders("a", 1)
+		w.stop()
+		// A forced renewal was killed half way: its order is in the store, though the certificate is not due for days.
+		order := []store.Operation{store.Put(issuer.OrderKey("a"), []byte("half way"))}
+		if _, err := w.store.Commit(t.Context(), nil, order); err != nil {
+			t.Fatal(err)
+		}
+		w.ca.fail(&issuer.Error{Kind: issuer.KindTemporary, Issuer: "ca", Message: "down"})
+		w.start()
+		w.wantOrders("a", 2)
+		pass(time.Second)
+		w.wantOrders("a", 2) // the back-off holds
+		w.ca.fail(nil)
+		pass(time.Hour)
+		w.wantOrders("a", 3)
+		pass(time.Hour)
+		w.wantOrders("a", 3) // its end took the order with it
+	})
+}
+
 func TestHungCertificateDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -72,6 +72,14 @@ func (s *State) due(c *Certificate) time.Time {
 // zero is the random number that gives the latest renewal.
 func zero() float64 { return 0 }
 
+// retry returns when the back-off of the last failure ends; zero if there is none.
+func (s *State) retry(c *Certificate) time.Time {
+	if s.Failure == nil || s.Failure.Tried != wanted(c) {
+		return time.Time{}
+	}
+	return s.Failure.NotBeforeTry
+}
+
 // renewed returns the state after a new version. A version that would be due at once (a CA may date it far back, or have issued
 // it long before it was fetched) counts its life from now, because renewing it again would not help.
 func renewed(c *Certificate, s *secret.Secret, now time.Time, random func() float64) State {

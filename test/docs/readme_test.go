@@ -65,6 +65,25 @@ func TestLinksLeadToFiles(t *testing.T) {
 	}
 }
 
+func TestMetricsInTextsAreListed(t *testing.T) {
+	listed := read(t, "docs/metrics.md")
+	found := 0
+	for _, name := range []string{"README.md", "docs/operations.md", "docs/configuration.md"} {
+		for _, metric := range regexp.MustCompile(`\bsds_[a-z_]+`).FindAllString(read(t, name), -1) {
+			if metric == "sds_config" || metric == "sds_server" { // words of Envoy's configuration
+				continue
+			}
+			found++
+			if !regexp.MustCompile(`\b(sds_)?` + strings.TrimPrefix(metric, "sds_") + `\b`).MatchString(listed) {
+				t.Errorf("%s: %s is not in docs/metrics.md", name, metric)
+			}
+		}
+	}
+	if found < 8 {
+		t.Errorf("got %d metrics, want more", found)
+	}
+}
+
 func TestReadmeLayoutNamesEachFolder(t *testing.T) {
 	var named []string
 	for _, row := range cells(section(t, read(t, "README.md"), "## Layout", "\n## ")) {
@@ -146,13 +165,16 @@ func unbuilt(t *testing.T) []string {
 			if !ok || spec.Names[0].Name != "unbuilt" {
 				return true
 			}
-			for _, e := range spec.Values[0].(*ast.CompositeLit).Elts {
-				path, err := strconv.Unquote(e.(*ast.BasicLit).Value)
-				if err != nil {
-					t.Fatal(err)
+			ast.Inspect(spec, func(n ast.Node) bool {
+				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					path, err := strconv.Unquote(lit.Value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					all = append(all, path)
 				}
-				all = append(all, path)
-			}
+				return true
+			})
 			return false
 		})
 	}

@@ -35,6 +35,7 @@ type settings struct {
 	CAFile    string
 	RootsFile string
 	Certs     []string // names that are issued
+	Dead      string   // a name whose issuer does not answer
 	Secrets   string   // glob of what groups may have; default *
 	Extra     string
 }
@@ -49,15 +50,19 @@ xds:
 admin: {address: "unix://{{.B.AdminSocket}}"{{.S.Admin}}}
 http: {address: "{{.B.HTTP}}"}
 challenges: {http-01: {address: "{{.B.Challenge}}"}}
-{{- if .S.Issuer}}
 issuers:
-  - {name: ca, directory: "{{.S.Issuer}}", ca_file: {{.S.CAFile}}, {{with .S.RootsFile}}roots_file: {{.}}, {{end}}accept_tos: true}
+{{- if .S.Issuer}}
+  - {name: ca, directory: "{{.S.Issuer}}", ca_file: {{.S.CAFile}}, roots_file: {{.S.RootsFile}}, accept_tos: true, profile: default}
 {{- end}}
-{{- if .S.Certs}}
+{{- if .S.Dead}}
+  - {name: dead, directory: "https://127.0.0.1:1/dir", accept_tos: true}
+{{- end}}
 certificates:
 {{- range .S.Certs}}
   - {name: {{.}}, dns_names: [{{.}}], issuers: [ca]}
 {{- end}}
+{{- if .S.Dead}}
+  - {name: {{.S.Dead}}, dns_names: [{{.S.Dead}}], issuers: [dead]}
 {{- end}}
 groups:
 {{- $secrets := .S.Secrets}}{{$uid := .UID}}
@@ -161,6 +166,19 @@ func (b *box) launch() *testenv.Process {
 		}
 	})
 	return p
+}
+
+// pebble starts a CA that validates everything, behind a proxy, and returns settings with it.
+func pebble(t *testing.T, s settings) (*testenv.Proxy, settings) {
+	t.Helper()
+	env := testenv.NewT(t)
+	p := env.Pebble(testenv.PebbleOptions{AlwaysValid: true})
+	if _, err := p.Root(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	proxy := env.Proxy(p)
+	s.Issuer, s.CAFile, s.RootsFile = proxy.Directory, p.CAFile, p.RootsFile
+	return proxy, s
 }
 
 // result is how a command ended.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -82,10 +83,15 @@ func (c *cli) renderBootstrap(ctx context.Context, f bootstrapFlags) ([]byte, er
 	}
 	text, err := bootstrap.Render(o)
 	if err != nil { // everything else in it comes from a configuration that was checked
-		return nil, usage("%v", err)
+		return nil, usage("%s", flagNames.Replace(err.Error()))
 	}
 	return text, nil
 }
+
+// flagNames replaces the options of the renderer by the flags that set them.
+var flagNames = strings.NewReplacer(
+	"AdminAddress", "--admin", "HTTPSAddress", "--https", "HTTPAddress", "--http", "NodeID", "--node", "SDS.Address", "--sds-address", "envoy bootstrap: ", "",
+)
 
 func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, error) {
 	o := bootstrap.Options{

@@ -42,7 +42,9 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 		log.InfoContext(r.Context(), "operator went away; what was begun goes on")
 	default:
 		_, e := describe(err)
-		log.WarnContext(r.Context(), "operator command refused or failed", "err", e.Message)
+		if _, logged := errors.AsType[*issuer.Error](err); !logged { // a failed order is logged once, by the loop
+			log.WarnContext(r.Context(), "operator command refused or failed", "err", e.Message)
+		}
 		flow.say(Renewal{Error: e})
 	}
 }

@@ -31,6 +31,11 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	s.edge.SetPolicy(edgePolicy(cfg))
 	if issuersChanged { // else their connections and nonces stay
 		s.issuance.SetIssuers(issuers)
+		for _, i := range running.Issuers {
+			if issuers[i.Name] == nil {
+				s.acme.Forget(i.Name)
+			}
+		}
 	}
 	s.issuance.SetCertificates(certificates(cfg))
 	s.enforce(cfg)

@@ -139,7 +139,7 @@ func collectFiles(v reflect.Value, path string, use fileUse, out *[]fileName) {
 			}
 		}
 	case reflect.String:
-		if name, ok := v.Addr().Interface().(*string); ok && use != "" {
+		if name, ok := reflect.TypeAssert[*string](v.Addr()); ok && use != "" {
 			*out = append(*out, fileName{path, use, name})
 		}
 	}

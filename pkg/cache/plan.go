@@ -224,8 +224,7 @@ func (p *Plan) need(ctx context.Context, name string, version secret.Version) er
 	if _, ok := p.resources[name][version]; ok {
 		return nil
 	}
-	if res, ok := p.cache.resource(name, version); ok {
-		p.keep(res) // the plan may move the last group away from it first
+	if _, ok := p.cache.resource(name, version); ok {
 		return nil
 	}
 	res, err := p.cache.read(ctx, name, version)

@@ -15,7 +15,7 @@ import (
 )
 
 func TestInvariantsHoldInRandomHistories(t *testing.T) {
-	for i := range 16 {
+	for i := range 8 {
 		seed := rand.Uint64()
 		promotion := []string{"auto", "manual"}[i%2]
 		t.Run(fmt.Sprintf("%s/seed=%d", promotion, seed), func(t *testing.T) {
@@ -215,12 +215,12 @@ func (m *model) end() {
 			n.connect()
 		}
 	})
-	for range 4 {
-		m.pass(11 * time.Minute)
-		m.tolerate(m.c.Promote(m.ctx(), "rest", 0, alice))
+	for _, d := range []time.Duration{11 * time.Minute, time.Minute, m.policy.RetryAfter, time.Minute} {
+		m.pass(d)
+		for _, g := range m.policy.Groups() {
+			m.tolerate(m.c.Promote(m.ctx(), g, 0, alice))
+		}
 	}
-	m.pass(m.policy.RetryAfter)
-	m.tolerate(m.c.Promote(m.ctx(), "rest", 0, alice))
 	m.pass(time.Minute)
 	m.check("the end")
 	for _, a := range m.c.Active() {

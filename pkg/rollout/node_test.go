@@ -10,7 +10,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-// run runs a test in a bubble with a controller that runs, and nodes that answer every second.
+// run runs a test in a bubble.
 func run(t *testing.T, policy Policy, test func(t *testing.T, r *rig)) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, policy)
@@ -18,11 +18,11 @@ func run(t *testing.T, policy Policy, test func(t *testing.T, r *rig)) {
 	})
 }
 
-// pass lets time pass, second by second.
+// pass lets time pass, while nodes and controller go on.
 func (r *rig) pass(d time.Duration) {
 	r.t.Helper()
 	for end := time.Now().Add(d); time.Now().Before(end); {
-		time.Sleep(time.Second) //nolint:forbidigo // the clock of the bubble
+		time.Sleep(max(time.Second, d/100)) //nolint:forbidigo // the clock of the bubble
 		r.fleet.deliver(r.cache)
 		r.step()
 	}
@@ -179,6 +179,36 @@ func TestDisconnectedNodeHoldsItsWaveForItsGrace(t *testing.T) {
 		r.pass(2 * time.Minute)
 		r.want("www", r.all(v2))
 		r.wantStates("1 done", "2 done")
+	})
+}
+
+func TestNodeThatWentBeforeTheMoveIsNotWaitedFor(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "production"))
+	gone := r.node("gone", "canary", "www")
+	r.serve("www")
+	r.edit(gone, (*node).disconnect)
+	v2 := r.serve("www")
+	r.want("www", r.all(v2))
+}
+
+func TestHoldIsNotWeakened(t *testing.T) {
+	run(t, waves("manual", "canary", "production"), func(t *testing.T, r *rig) {
+		p := r.node("p1", "production", "www")
+		r.serve("www")
+		p.silent = true
+		plan := r.cache.Plan()
+		if _, err := plan.Move(r.ctx(), "production", versions{"www": ""}, whyTest); err != nil {
+			t.Fatal(err)
+		}
+		if err := plan.Commit(r.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		v2 := r.accept("www") // production lacks it and gets it at once
+		r.rollback("canary")
+		r.pass(2 * time.Minute) // now the node of production is late
+		if got := r.held("www", v2); got != Manual || len(r.c.Active()) != 0 {
+			t.Errorf("held %q, want manual; under way %v", got, r.c.Active())
+		}
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -107,6 +108,25 @@ func TestNewGroupStartsWithTheOldestVersionWhereTheLastWaveDiffers(t *testing.T)
 	}
 	r.settle()
 	r.want("www", r.all(v2))
+}
+
+func TestNewGroupDoesNotStartWithAnExpiredVersion(t *testing.T) {
+	run(t, waves("manual", "canary", "eu us"), func(t *testing.T, r *rig) {
+		v1 := r.acceptFor("www", 3*time.Hour)
+		r.settle()
+		v2 := r.serve("www")
+		r.promote("eu")
+		plan := r.cache.Plan()
+		if _, err := plan.Move(r.ctx(), "eu", versions{"www": v1}, whyTest); err != nil {
+			t.Fatal(err)
+		}
+		if err := plan.Commit(r.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		r.pass(4 * time.Hour)
+		r.reconfigure(r.policy.with("canary", "eu us", "new"))
+		r.want("www", versions{"eu": v1, "us": v2, "new": v2})
+	})
 }
 
 func TestReloadChangesTheWavesOfARolloutUnderWay(t *testing.T) {

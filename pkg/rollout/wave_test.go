@@ -356,6 +356,14 @@ func TestLostAnswerOfTheStoreIsFoundOut(t *testing.T) {
 	r.settle()
 	r.want("www", r.all(r.cache.Version(s)))
 	r.wantStates("1 done", "2 done")
+	r.disk.hooks(nil, func(int) bool { return true })
+	if _, err := r.c.Rollback(r.ctx(), "canary", alice); !errors.Is(err, errDisk) {
+		t.Fatalf("got %v, want %v", err, errDisk)
+	}
+	r.disk.hooks(nil, nil)
+	if _, err := r.c.Rollback(r.ctx(), "canary", alice); !errors.Is(err, ErrNothingToUndo) { // it was done
+		t.Errorf("got %v, want %v", err, ErrNothingToUndo)
+	}
 }
 
 func TestNothingIsReadTwiceOnTheHotPath(t *testing.T) {

@@ -23,6 +23,11 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	// The race detector sleeps for 1 s at the end of each process: of each command, and of each check of the store.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	race := os.Getenv("SDS_TEST_NO_RACE") == "" // benchmarks measure the product as it is shipped
 	if serverBinary, err = testenv.BuildServer(context.Background(), dir, race); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -1,9 +1,21 @@
 package integration
 
 import (
+	"crypto/x509"
+	"time"
+
 	"github.com/sds-server/sds-server/internal/testenv"
 	"github.com/sds-server/sds-server/internal/testenv/fleet"
 )
+
+// gentleLoad starts handshakes for the site, about 50 a second. Where other tests take the processors, an Envoy gets none for seconds:
+// only a handshake that takes longer than that has failed.
+func gentleLoad(t *testenv.T, address string, roots *x509.CertPool) *testenv.Load {
+	t.Helper()
+	return t.Load(testenv.LoadOptions{
+		Address: address, ServerName: site, Roots: roots, Workers: 1, Pause: 20 * time.Millisecond, Timeout: 20 * time.Second,
+	})
+}
 
 // startBehindProxy is startFleet with a proxy between the server and its CA.
 func startBehindProxy(t *testenv.T, s fleet.Settings, change ...func(*fleet.Options)) (*fleet.Fleet, *testenv.Proxy) {

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sds-server/sds-server/internal/testenv"
+)
+
+// TestBootstrapsAreValid has the real Envoy look at every form that `envoy bootstrap` prints.
+func TestBootstrapsAreValid(t *testing.T) {
+	testenv.NewT(t)
+	b := newBox(t, settings{})
+	// canary comes over the Unix socket, production over TCP.
+	text, err := readText(b.Config())
+	b.must(err)
+	b.must(writeText(b.Config(), strings.Replace(text, "groups: [canary, production]}", "groups: [canary]}", 1)))
+	b.start()
+	b.importPair("www", "a1")
+	b.importPair("other", "b1")
+	identity := filepath.Join(b.Dir, "id")
+	b.ok("identity", "issue", "--group", "production", "--node", "p1", "--out", identity)
+	forms := map[string][]string{
+		"unix":         {"--group", "canary", "--node", "c1"},
+		"unix sotw":    {"--group", "canary", "--node", "c1", "--sotw"},
+		"tls":          {"--group", "production", "--node", "p1", "--identity", identity},
+		"tls sotw":     {"--group", "production", "--node", "p1", "--identity", identity, "--sotw"},
+		"one secret":   {"--group", "production", "--node", "p1", "--identity", identity, "--secret", "www"},
+		"a later one":  {"--group", "canary", "--node", "c1", "--secret", "not-yet.example"},
+		"no http":      {"--group", "canary", "--node", "c1", "--http", ""},
+		"no https":     {"--group", "canary", "--node", "c1", "--https", ""},
+		"default node": {"--group", "canary"},
+	}
+	for name, args := range forms {
+		t.Run(name, func(t *testing.T) { validBootstrap(t, b, args) })
+	}
+
+	// With the second file in place Envoy takes up a renewed client certificate.
+	channel := b.ok("envoy", "bootstrap", "--group", "production", "--node", "p1", "--identity", identity, "--channel-secret")
+	b.must(os.WriteFile(filepath.Join(identity, "channel.yaml"), []byte(channel), 0o600))
+	out := validBootstrap(t, b, forms["tls"])
+	if !strings.Contains(out, filepath.Join(identity, "channel.yaml")) {
+		t.Errorf("channel.yaml is not referenced in %s", out)
+	}
+	var form struct {
+		Config string `json:"config"`
+	}
+	b.json(&form, append([]string{"envoy", "bootstrap"}, forms["tls"]...)...)
+	if form.Config != out {
+		t.Errorf("-o json holds another configuration: %s", form.Config)
+	}
+}
+
+func validBootstrap(t *testing.T, b *box, args []string) string {
+	t.Helper()
+	out := b.ok(append([]string{"envoy", "bootstrap"}, args...)...)
+	if err := testenv.ValidateEnvoy(t.Context(), []byte(out)); err != nil {
+		t.Error(fmt.Errorf("%w\n%s", err, out))
+	}
+	return out
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sds-server/sds-server/internal/testenv"
+)
+
+func readText(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return string(b), err
+}
+
+func writeText(path, text string) error { return os.WriteFile(path, []byte(text), 0o600) }
+
+// TestMetricsAreDocumented compares docs/metrics.md with what a server shows that has issued, failed, been refused and denied.
+func TestMetricsAreDocumented(t *testing.T) {
+	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example"})
+	b := newBox(t, s)
+	b.start()
+	b.importPair("www", "a1")
+	n := connect(t, b.SDSSocket(), "n1", "canary", "www", "issued.example")
+	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	n.refuse("no thanks")
+	b.importPair("www", "a2")
+	connect(t, b.SDSSocket(), "n2", "nowhere", "www")
+
+	want := documented(t)
+	b.eventually(func(context.Context) error {
+		_, text := b.fetch("/metrics", "")
+		if diff := cmp.Diff(want, gathered(text)); diff != "" {
+			return fmt.Errorf("docs/metrics.md (-), /metrics (+):\n%s", diff)
+		}
+		return nil
+	})
+}
+
+func TestSeriesGoWithTheirSecret(t *testing.T) {
+	_, s := pebble(t, settings{Certs: []string{"issued.example"}, Dead: "dead.example"})
+	b := newBox(t, s)
+	b.start()
+	shows := func(text string, want bool) {
+		t.Helper()
+		b.eventually(func(context.Context) error {
+			_, body := b.fetch("/metrics", "")
+			if strings.Contains(body, text) != want {
+				return fmt.Errorf("%q shown: %v, want %v", text, !want, want)
+			}
+			return nil
+		})
+	}
+	shows(`sds_certificate_not_after_timestamp_seconds{issuer="ca",secret="issued.example"}`, true)
+	shows(`sds_certificate_renewal_failing{kind="temporary",secret="dead.example"} 1`, true)
+	s.Certs, s.Dead = nil, ""
+	b.configure(s)
+	shows(`secret="issued.example"`, false)
+	shows(`secret="dead.example"`, false)
+	shows(`issuer="dead"`, false)
+}
+
+// documented reads the table of docs/metrics.md: labels by name.
+func documented(t *testing.T) map[string][]string {
+	t.Helper()
+	root, err := testenv.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := readText(filepath.Join(root, "docs", "metrics.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	metrics := map[string][]string{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `(sds_[a-z_]+)(?:\\{([a-z_,]+)\\})?` \\| (gauge|counter|histogram) \\| [^|]+ \\|$").FindAllStringSubmatch(text, -1) {
+		metrics[m[3]+" "+m[1]] = slices.Sorted(slices.Values(strings.FieldsFunc(m[2], func(r rune) bool { return r == ',' })))
+	}
+	if rows := strings.Count(text, "\n| `sds_"); rows != len(metrics) || rows == 0 {
+		t.Fatalf("docs/metrics.md has %d rows, %d of which could be read", rows, len(metrics))
+	}
+	return metrics
+}
+
+// gathered reads the text format: labels by name, ours only.
+func gathered(text string) map[string][]string {
+	kinds := map[string]string{}
+	labels := map[string]map[string]bool{}
+	label := regexp.MustCompile(`([a-z_]+)="`)
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, "# TYPE sds_"); ok {
+			fields := strings.Fields(rest)
+			kinds["sds_"+fields[0]] = fields[1]
+			continue
+		}
+		end := strings.IndexAny(line, "{ ")
+		if !strings.HasPrefix(line, "sds_") || end < 0 {
+			continue
+		}
+		name := line[:end]
+		for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+			if base, ok := strings.CutSuffix(name, suffix); ok && kinds[base] == "histogram" {
+				name = base
+			}
+		}
+		if labels[name] == nil {
+			labels[name] = map[string]bool{}
+		}
+		for _, m := range label.FindAllStringSubmatch(line, -1) {
+			if m[1] != "le" {
+				labels[name][m[1]] = true
+			}
+		}
+	}
+	metrics := map[string][]string{}
+	for name, kind := range kinds {
+		metrics[kind+" "+name] = slices.Sorted(maps.Keys(labels[name]))
+	}
+	return metrics
+}

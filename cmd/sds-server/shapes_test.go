@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The answers of `-o json` as they are pinned. A text with bars lists the values that are possible.
+const (
+	statusShape = `{"version":"","leader":true,"ready":true,"config":{"ok":true,"loaded_at":"","error":null},"snapshot_latest":9,
+		"certificates":[{"name":"","state":"pending|ok|renewing|failing|expired","version":"","serial":"","issuer":"","not_before":"","not_after":"","next_renewal":"",
+		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"groups":[{"name":"","version":""}]}],
+		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving"}],
+		"issuers":[{"name":"","up":true,"limits":[{"name":"","available":1,"capacity":1,"full_at":""}]}],
+		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":""}]}`
+	nodesShape = `{"nodes":[{"id":"","group":"","identity":"","transport":"unix|tls|plaintext","protocol":"sotw|delta|ads-sotw|ads-delta","connected":true,"since":"",
+		"snapshot":9,"state":"SYNCED|STALE|NACKED|OFFLINE","secrets":[{"name":"","want":"","sent":{"version":"","at":""},"acked":{"version":"","at":""},
+		"nacked":{"version":"","at":"","message":""},"served":{"serial":"","version":"","at":""}}]}]}`
+	rolloutsShape = `{"rollouts":[{"id":4,"state":"","reason":"","started":"","deadline":"","change":[{"secret":"","from":"","to":"",
+		"kind":"renewal|chain|add|remove|emergency"}],"wave":0,"waves":[{"groups":[""],"state":"","snapshot":9,"ends":"","nodes":{"expected":2,"acked":2,"nacked":0},
+		"handshakes":{"ok":4,"failed":0,"last_error":null},"gates":[{"name":"","value":0,"before":0,"max":0,"ok":true}]}],
+		"log":[{"at":"","state":"","reason":"","by":""}]}]}`
+	secretShape = `{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","versions":[{"version":"",
+		"state":"current|previous|held|backup","created":"","issuer":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
+		"chain_pem":"","groups":[""],"ip_addresses":[""]}]}`
+	snapshotShape = `{"number":9,"parent":8,"reason":"","created":"","secrets":[{"name":"","version":""}]}`
+	renewShape    = `{"name":"","version":"","serial":"","snapshot":9,"rollout":4,"issued_seconds":0.0,"done_seconds":0.0}`
+)
+
+// TestAnswersHaveTheirPinnedShape drives a server until everything that can be in an answer is in one.
+func TestAnswersHaveTheirPinnedShape(t *testing.T) {
+	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example"})
+	b := newBox(t, s)
+	b.start()
+
+	check := func(shape string, args ...string) {
+		t.Helper()
+		var want, got any
+		b.must(json.Unmarshal([]byte(shape), &want))
+		b.json(&got, args...)
+		for _, problem := range compareShape(want, got, strings.Join(args, " ")) {
+			t.Error(problem)
+		}
+	}
+	// Empty, or nearly.
+	check(nodesShape, "nodes")
+	check(statusShape, "status")
+
+	n := connect(t, b.SDSSocket(), "n1", "canary", "www", "issued.example")
+	b.importPair("www", "a1")
+	b.eventually(func(context.Context) error { return n.has("www", "") })
+	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	check(renewShape, "renew", "issued.example", "--force", "--wait=issued")
+	check(renewShape, "renew", "issued.example", "--force")
+	b.eventually(func(context.Context) error {
+		if r := b.run("promote", "--group", "production"); !strings.Contains(r.out, "promoted") {
+			return fmt.Errorf("%s%s", r.out, r.errs)
+		}
+		return nil
+	})
+	n.refuse("what is this?\x1b[31m")
+	b.importPair("www", "a2")
+	b.eventually(func(context.Context) error {
+		if out := b.ok("status"); !strings.Contains(out, "hard") {
+			return fmt.Errorf("no hard hold in %s", out)
+		}
+		return nil
+	})
+	n.refuse("")
+	b.importPair("other", "b1")
+	check(statusShape, "status")
+	check(nodesShape, "nodes")
+	check(nodesShape, "nodes", "--group", "canary")
+	check(rolloutsShape, "rollout", "status")
+	check(rolloutsShape, "rollout", "history")
+	check(secretShape, "secrets", "show", "www")
+	check(secretShape, "secrets", "history", "issued.example")
+	for number := range 3 {
+		check(snapshotShape, "snapshots", "show", fmt.Sprint(number+1))
+	}
+	if out := b.ok("nodes"); strings.ContainsRune(out, 0x1b) {
+		t.Errorf("a node speaks to the terminal: %q", out)
+	}
+	n.close()
+	b.eventually(func(context.Context) error {
+		if out := b.ok("nodes"); !strings.Contains(out, "OFFLINE") {
+			return fmt.Errorf("n1 is not offline in %s", out)
+		}
+		return nil
+	})
+	check(nodesShape, "nodes")
+}
+
+// compareShape lists where got is not as want: keys that are missing or not pinned, other types, values that are not possible, lists
+// that are null or not sorted by name, times that are not UTC. What is absent is null.
+func compareShape(want, got any, path string) []string {
+	switch want := want.(type) {
+	case map[string]any:
+		return compareObject(want, got, path)
+	case []any:
+		list, ok := got.([]any)
+		if !ok {
+			return []string{fmt.Sprintf("%s: got %v, want a list", path, got)}
+		}
+		var problems, names []string
+		for i, element := range list {
+			problems = append(problems, compareShape(want[0], element, fmt.Sprintf("%s[%d]", path, i))...)
+			switch e := element.(type) {
+			case string:
+				names = append(names, e)
+			case map[string]any:
+				for _, key := range []string{"name", "secret"} {
+					if name, ok := e[key].(string); ok {
+						names = append(names, name)
+					}
+				}
+			}
+		}
+		if !slices.IsSorted(names) && !strings.HasSuffix(path, "versions") {
+			problems = append(problems, fmt.Sprintf("%s: %q is not sorted", path, names))
+		}
+		return problems
+	}
+	return compareScalar(want, got, path)
+}
+
+func compareObject(want map[string]any, got any, path string) []string {
+	if got == nil {
+		return nil
+	}
+	object, ok := got.(map[string]any)
+	if !ok {
+		return []string{fmt.Sprintf("%s: got %v, want an object", path, got)}
+	}
+	var problems []string
+	for key := range object {
+		if _, ok := want[key]; !ok {
+			problems = append(problems, fmt.Sprintf("%s.%s is not pinned", path, key))
+		}
+	}
+	for key, value := range want {
+		have, ok := object[key]
+		if !ok {
+			problems = append(problems, fmt.Sprintf("%s.%s is missing", path, key))
+			continue
+		}
+		problems = append(problems, compareShape(value, have, path+"."+key)...)
+	}
+	return problems
+}
+
+func compareScalar(want, got any, path string) []string {
+	if want == nil || got == nil {
+		return nil
+	}
+	text, ok := got.(string)
+	if !ok {
+		if fmt.Sprintf("%T", want) != fmt.Sprintf("%T", got) {
+			return []string{fmt.Sprintf("%s: got %v, want like %v", path, got, want)}
+		}
+		return nil
+	}
+	possible, ok := want.(string)
+	key := path[strings.LastIndex(path, ".")+1:]
+	switch {
+	case !ok:
+		return []string{fmt.Sprintf("%s: got %q, want like %v", path, text, want)}
+	case strings.Contains(possible, "|") && !slices.Contains(strings.Split(possible, "|"), text):
+		return []string{fmt.Sprintf("%s: got %q, want one of %s", path, text, possible)}
+	case text == "" && key != "reason":
+		return []string{fmt.Sprintf("%s: got an empty text, want null", path)}
+	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "deadline", "ends", "full_at"}, key):
+		if _, err := time.Parse(time.RFC3339Nano, text); err != nil || !strings.HasSuffix(text, "Z") {
+			return []string{fmt.Sprintf("%s: got %q, want RFC 3339 in UTC", path, text)}
+		}
+	}
+	return nil
+}

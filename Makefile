@@ -26,7 +26,7 @@ build: ## build bin/sds-server, static and stripped
 .PHONY: test
 test: tools ## run all tests, with the race detector, real Envoys and a real Pebble; prints last what was skipped
 	@go build -o .tools/bin/summary ./internal/testenv/summary
-	@.tools/bin/summary -race -shuffle=on -timeout 9m ./...
+	@.tools/bin/summary -race -shuffle=on -count=1 -timeout 9m ./...
 
 .PHONY: lint
 lint: ## check style, and the architecture: which package imports what

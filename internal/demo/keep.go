@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 )
 
 // ending is the last line of a kept demo's story: it went well. It is not printed.
-const ending = "\x00ok\n"
+const ending = "\x00ok"
 
 // keep runs the demo in a process of its own, passes its story on, and returns when the story is told; the process stays.
 func keep(ctx context.Context, out io.Writer) error {
@@ -44,31 +45,35 @@ func keep(ctx context.Context, out io.Writer) error {
 		return fmt.Errorf("start the demo: %w", err)
 	}
 	write.Close()
-	var last tail
-	if _, err := io.Copy(io.MultiWriter(out, &last), story); err != nil {
-		return fmt.Errorf("read the story: %w", err)
-	}
-	if last.ended() {
-		return nil
+	ended, err := pass(story, out)
+	if err != nil || ended {
+		return err
 	}
 	err = cmd.Wait()
 	text, _ := os.ReadFile(log.Name()) // what is missing here is only detail
 	return fmt.Errorf("the demo failed (%w): %s", err, strings.TrimSpace(string(text)))
 }
 
-// tail keeps the end of what is written.
-type tail struct{ kept string }
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.kept += string(p)
-	t.kept = t.kept[max(0, len(t.kept)-len(ending)):]
-	return len(p), nil
+// pass copies the story line by line, and reports whether it came to its end.
+func pass(story io.Reader, out io.Writer) (ended bool, err error) {
+	lines := bufio.NewScanner(story)
+	for lines.Scan() {
+		if lines.Text() == ending {
+			return true, nil
+		}
+		if _, err := fmt.Fprintln(out, lines.Text()); err != nil {
+			return false, err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return false, fmt.Errorf("read the story: %w", err)
+	}
+	return false, nil
 }
-
-func (t *tail) ended() bool { return t.kept == ending }
 
 // kept is the process that keep starts: the demo, and then nothing until it is told to end.
 func kept(ctx context.Context) error {
+	syscall.CloseOnExec(storyFD) // else the parts hold it open, and the story never ends
 	story := os.NewFile(storyFD, "story")
 	if story == nil {
 		return errors.New("demo kept: it is started by KEEP=1 only")
@@ -90,7 +95,7 @@ func kept(ctx context.Context) error {
 		return err
 	}
 	d.next()
-	if _, err := io.WriteString(story, ending); err != nil {
+	if _, err := fmt.Fprintln(story, ending); err != nil {
 		return fmt.Errorf("end of the story: %w", err)
 	}
 	story.Close()

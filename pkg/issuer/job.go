@@ -208,6 +208,9 @@ func (t *task) run(ctx context.Context) {
 			"not_after", t.state.NotAfter, "next_renewal", t.state.NextRenewal, "took", t.took)
 		return
 	}
+	// Where the store fails, the next start finds the order.
+	_, missing := t.loop.options.Store.Get(context.WithoutCancel(ctx), OrderKey(t.cert.Name))
+	t.unfinished = missing == nil
 	if ctx.Err() != nil {
 		// By the end of the process or another configuration: no failure of the issuer, and no back-off.
 		t.cut, t.err = true, fmt.Errorf("certificate %q: %w", t.cert.Name, context.Cause(ctx))
@@ -220,8 +223,6 @@ func (t *task) run(ctx context.Context) {
 	}
 	t.failure, t.err = e, e
 	t.fail(ctx, e)
-	_, err = t.loop.options.Store.Get(ctx, OrderKey(t.cert.Name))
-	t.unfinished = err == nil // where the store fails, the next start finds the order
 	f := t.state.Failure
 	log.WarnContext(ctx, "certificate not issued", "kind", e.Kind, "err", e, "hint", e.Hint, "attempts", f.Attempts,
 		"next_try", f.NotBeforeTry, "not_after", t.state.NotAfter)

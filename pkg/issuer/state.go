@@ -63,7 +63,7 @@ func (s *State) due(c *Certificate) time.Time {
 			}
 		}
 	}
-	if s.Failure != nil && s.Failure.Tried == want && s.Failure.NotBeforeTry.After(at) {
+	if s.Failure != nil && s.Failure.Tried == want { // also one of a forced renewal: what was asked for is tried until it is there
 		at = s.Failure.NotBeforeTry
 	}
 	return at

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
@@ -54,6 +55,49 @@ func TestNACKTakesTheWaveBackAndHoldsHard(t *testing.T) {
 	}
 	v3 := r.serve("www")
 	r.want("www", r.all(v3))
+}
+
+func TestNACKDoesNotBringBackAnExpiredVersion(t *testing.T) {
+	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
+		v1 := r.acceptFor("www", 3*time.Hour)
+		r.settle()
+		r.pass(4 * time.Hour)
+		r.node("good", "canary", "www")
+		r.node("bad", "canary", "www").refuses = func(_ string, v secret.Version) bool { return v != v1 }
+		v2 := r.serve("www")
+		r.want("www", versions{"canary": v2, "production": v1})
+		if r.held("www", v2) != Hard {
+			t.Errorf("held %q, want hard", r.held("www", v2))
+		}
+		r.wantStates("1 done", "2 rolled_back")
+	})
+}
+
+func TestNACKTakesBackAlsoWhatAnOperatorMovedOnFrom(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "production"))
+	c := r.node("c1", "canary", "www")
+	v1 := r.serve("www")
+	a1 := r.serve("a")
+	old := r.mustAt("canary").Number
+	a2 := r.serve("a")
+	if _, err := r.c.RollbackTo(r.ctx(), "canary", old, alice); err != nil {
+		t.Fatal(err)
+	}
+	c.silent = true
+	v2 := r.accept("www")
+	plan := r.cache.Plan() // as PromoteTo does, for a alone
+	if _, err := plan.Move(r.ctx(), "canary", versions{"a": a2}, cache.Why{Reason: "promotion"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.Commit(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	c.silent, c.refuses = false, func(_ string, v secret.Version) bool { return v == v2 }
+	r.settle()
+	r.want("www", versions{"canary": v1})
+	r.want("a", versions{"canary": a2})
+	r.rollback("canary")
+	r.want("a", versions{"canary": a1})
 }
 
 func TestNACKOfAnAdditionIsReportedAndNotUndone(t *testing.T) {

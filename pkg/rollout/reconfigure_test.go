@@ -80,6 +80,24 @@ func TestVersionThatACrashLeftWithoutARolloutGetsOne(t *testing.T) {
 	r.wantStates("1 done", "2 done")
 }
 
+func TestHealLeavesAGroupAtANewerHeldVersionAlone(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "eu us"))
+	bad := r.node("e1", "eu", "www")
+	v1 := r.serve("www")
+	bad.refuses = func(_ string, v secret.Version) bool { return v != v1 }
+	v2 := r.serve("www")
+	plan := r.cache.Plan()
+	if _, err := plan.Move(r.ctx(), "us", versions{"www": ""}, whyTest); err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.Commit(r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	r.restart()
+	r.settle()
+	r.want("www", versions{"canary": v2, "eu": v1, "us": v1})
+}
+
 func TestNewGroupStartsWithWhatTheLastWaveServes(t *testing.T) {
 	r := newRig(t, waves("manual", "canary", "eu us"))
 	a1, b1 := r.serve("a"), r.serve("b")

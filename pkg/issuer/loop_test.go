@@ -154,6 +154,24 @@ func TestOrderThatWasCutOffIsTakenUpAtTheStart(t *testing.T) {
 	})
 }
 
+func TestFailedForcedRenewalIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, certificate("a"))
+		w.start()
+		w.ca.fail(&issuer.Error{Kind: issuer.KindRejected, Issuer: "ca", Message: "the chain was refused"})
+		if _, err := w.loop.Renew(t.Context(), "a", issuer.Renewal{Force: true}); err == nil {
+			t.Fatal("a renewal at a CA that refuses succeeded")
+		}
+		w.ca.fail(nil)
+		pass(2 * time.Hour)
+		w.wantOrders("a", 3) // the first one, the failed one, and its retry
+		if s := w.status("a"); s.State != issuer.StateOK {
+			t.Errorf("got %+v, want ok", s)
+		}
+	})
+}
+
 func TestHungCertificateDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

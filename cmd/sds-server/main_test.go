@@ -28,6 +28,11 @@ func runTests(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	// A program with the race detector waits for a second when it ends, each command of each test.
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if serverBinary, err = testenv.BuildServer(context.Background(), dir, raceEnabled); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

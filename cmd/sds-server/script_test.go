@@ -32,7 +32,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Vars = append(env.Vars,
 				"CONFIG="+b.Config(), "PAIRS="+pairs, "HTTP="+b.HTTP, "SDS="+b.SDS, "ADMIN="+b.AdminSocket(), "SDSSOCK="+b.SDSSocket(),
-				"PATH="+filepath.Dir(serverBinary)+":"+os.Getenv("PATH"),
+				"GORACE="+os.Getenv("GORACE"), "PATH="+filepath.Dir(serverBinary)+":"+os.Getenv("PATH"),
 			)
 			return nil
 		},

@@ -78,7 +78,7 @@ func (s *scenario) run(t *testing.T, before, after func(n int) bool) (outcome st
 			})
 	}
 	arm()
-	recover := func() {
+	reopen := func() {
 		commits += r.disk.count()
 		r.disk.hooks(nil, nil)
 		r.fleet.forget(true)
@@ -92,7 +92,7 @@ func (s *scenario) run(t *testing.T, before, after func(n int) bool) (outcome st
 				if !errors.Is(err, errDisk) {
 					t.Fatal(err)
 				}
-				recover()
+				reopen()
 				continue
 			}
 			if r.fleet.deliver(r.cache); r.picture() == was {
@@ -103,7 +103,7 @@ func (s *scenario) run(t *testing.T, before, after func(n int) bool) (outcome st
 	}
 	for i, step := range s.steps(r) {
 		if err := step(); errors.Is(err, errDisk) {
-			recover()
+			reopen()
 			if !lost || i == 8 {
 				if err := step(); err != nil {
 					t.Fatalf("step %d again: %v", i, err)

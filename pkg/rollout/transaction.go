@@ -148,7 +148,7 @@ func (t *transaction) commit(ctx context.Context) error {
 	if t.Empty() {
 		return nil
 	}
-	if err := t.Plan.Commit(ctx); err != nil {
+	if err := t.Commit(ctx); err != nil {
 		t.c.doubt = true
 		return err
 	}

@@ -1,0 +1,127 @@
+package rollout
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+// node is a scripted Envoy.
+type node struct {
+	id, group string
+	names     []string // that it subscribes to
+	silent    bool     // answers nothing
+	deaf      bool     // is not sent anything: its stream does not move
+	refuses   func(name string, v secret.Version) bool
+
+	connected bool
+	known     bool // to the server that runs now
+	lastSeen  time.Time
+	sent      map[string]secret.Version
+	sentAt    map[string]time.Time
+	acked     map[string]secret.Version
+	nacked    map[string]map[secret.Version]bool
+	serves    map[string]secret.Version // what it goes on with, also across our restarts
+}
+
+// fleet is a scripted Fleet: what the SDS edge knows.
+type fleet struct {
+	mu    sync.Mutex
+	nodes []*node
+}
+
+// Progress implements Fleet.
+func (f *fleet) Progress(group string, want map[string]secret.Version) []NodeProgress {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []NodeProgress
+	for _, n := range f.nodes {
+		if n.group != group || !n.known || !slices.ContainsFunc(n.names, func(s string) bool { _, ok := want[s]; return ok }) {
+			continue
+		}
+		p := NodeProgress{Identity: "spiffe://" + n.id, Node: n.id, Connected: n.connected, Acked: true, LastSeen: n.lastSeen}
+		if n.connected {
+			p.LastSeen = time.Now()
+		}
+		for name, v := range want {
+			switch {
+			case v == "" || !slices.Contains(n.names, name) || n.acked[name] == v:
+				continue
+			case n.nacked[name][v]:
+				p.Nacked = &NACK{Secret: name, Version: v, Message: "Failed to load certificate chain"}
+			case n.sent[name] == v:
+				p.Since = n.sentAt[name]
+			}
+			p.Acked = false
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// deliver sends every connected node what its group is at, and takes its answers.
+func (f *fleet) deliver(c *cache.Cache) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range f.nodes {
+		if !n.connected || n.deaf {
+			continue
+		}
+		for _, name := range n.names {
+			res, _ := c.Resource(n.group, name)
+			if res == nil {
+				n.sent[name], n.acked[name] = "", ""
+				continue
+			}
+			if n.nacked[name][res.Version] {
+				continue
+			}
+			if n.sent[name] != res.Version {
+				n.sent[name], n.sentAt[name] = res.Version, time.Now()
+			}
+			switch {
+			case n.acked[name] == res.Version:
+			case n.silent:
+			case n.refuses != nil && n.refuses(name, res.Version):
+				if n.nacked[name] == nil {
+					n.nacked[name] = map[secret.Version]bool{}
+				}
+				n.nacked[name][res.Version] = true
+			default:
+				n.acked[name], n.serves[name] = res.Version, res.Version
+			}
+		}
+	}
+}
+
+func (f *fleet) edit(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// forget is a restart of the server: the ledger is in its memory. Every connected node comes again, if it does.
+func (f *fleet) forget(comeBack bool) {
+	f.edit(func() {
+		for _, n := range f.nodes {
+			n.reset()
+			n.known = n.connected && comeBack
+			n.connected = n.known
+		}
+	})
+}
+
+func (n *node) reset() {
+	n.sent, n.sentAt, n.acked = map[string]secret.Version{}, map[string]time.Time{}, map[string]secret.Version{}
+	n.nacked = map[string]map[secret.Version]bool{}
+}
+
+func (n *node) connect() {
+	n.reset()
+	n.connected, n.known = true, true
+}
+
+func (n *node) disconnect() { n.connected, n.lastSeen = false, time.Now() }

@@ -30,6 +30,10 @@ import (
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
+// reconnectTime is what Envoys have to come back after a restart of the server, before a group counts as empty: twice the longest back-off of the
+// bootstraps that this server prints.
+const reconnectTime = 10 * time.Second
+
 // drainTime bounds each step of a shutdown.
 const drainTime = 5 * time.Second
 
@@ -134,6 +138,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
+		Settle: reconnectTime,
 		Released: s.edge.Release,
 	})
 	if err != nil {

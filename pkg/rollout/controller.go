@@ -27,6 +27,9 @@ type Options struct {
 	Fleet  Fleet
 	Policy Policy
 	Log    *slog.Logger
+	// Settle is how long after New a wave that has no node is not over yet: after a restart the nodes are still on their way back, and a
+	// group that seems empty would let a change pass that nobody has seen. Default 0.
+	Settle time.Duration
 	// Released is called before a hard hold ends, so that the fleet forgets the NACKs that led to it; it must not call back.
 	Released func(name string, version secret.Version)
 }
@@ -38,6 +41,7 @@ type Controller struct {
 	fleet    Fleet
 	slog     *slog.Logger
 	released func(string, secret.Version)
+	settled  time.Time // when Settle ends
 
 	turn chan struct{} // one token: whoever holds it may plan and commit
 	wake chan struct{} // capacity 1: something may have to move
@@ -67,7 +71,8 @@ type holdID struct {
 func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
 		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released,
-		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
+		settled: time.Now().Add(opts.Settle),
+		turn:    make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
 		ended: map[State]uint64{},
 	}
 	return c, c.load(ctx)

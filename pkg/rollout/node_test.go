@@ -375,3 +375,22 @@ func TestNoKeyIsLogged(t *testing.T) {
 		t.Error("a private key is shown")
 	}
 }
+
+func TestGroupThatSeemsEmptyAfterARestartIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, waves("auto", "canary", "production"))
+		r.node("c1", "canary", "a")
+		r.node("p1", "production", "a")
+		old := r.serve("a")
+		r.settleTime = 10 * time.Second
+		r.fleet.forget(false) // nobody is back yet
+		r.crash()
+		r.reconfigure(r.policy)
+		next := r.accept("a")
+		r.step()
+		r.want("a", map[string]secret.Version{"canary": next, "production": old})
+		time.Sleep(11 * time.Second) //nolint:forbidigo // fake time of a synctest bubble
+		r.step()
+		r.want("a", r.all(next))
+	})
+}

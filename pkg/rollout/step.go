@@ -231,6 +231,8 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 			t.hold(c.Secret, c.To, Soft, reason)
 		}
 		return time.Time{}, t.takeBack(ctx, r, w, reason)
+	case v.nodes.Expected == 0 && t.now.Before(t.c.settled) && !r.addition():
+		return t.c.settled, nil
 	case v.passed():
 		delete(t.c.unsent, r.ID)
 		w.State, w.Members = Done, nil

@@ -51,7 +51,7 @@ bench: ## run the benchmarks of the packages
 
 .PHONY: bench-rotation
 bench-rotation: tools ## measure stored-to-served on a real Envoy, 200 rotations
-	go test -run '^$$' -bench Rotation -benchtime 200x -timeout 9m ./test/integration
+	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench Rotation -benchtime 200x -timeout 9m ./test/integration
 
 .PHONY: demo
 demo: tools ## issue and rotate a certificate on two real Envoys; KEEP=1 leaves all running

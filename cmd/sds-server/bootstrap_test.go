@@ -12,6 +12,7 @@ import (
 
 // TestBootstrapsAreValid has the real Envoy look at every form that `envoy bootstrap` prints.
 func TestBootstrapsAreValid(t *testing.T) {
+	t.Parallel()
 	testenv.NewT(t)
 	b := newBox(t, settings{})
 	// canary comes over the Unix socket, production over TCP.

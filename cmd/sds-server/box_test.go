@@ -143,7 +143,7 @@ func (b *box) write(s settings) error {
 func (b *box) start() *testenv.Process {
 	b.Helper()
 	p := b.launch()
-	ctx, cancel := b.within(30 * time.Second)
+	ctx, cancel := b.within(testTime)
 	defer cancel()
 	b.must(p.WaitHTTP(ctx, "http://"+b.HTTP+"/readyz"))
 	return p
@@ -313,10 +313,16 @@ func (b *box) within(d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(b.Context(), d)
 }
 
-// eventually polls until check returns nil.
-func (b *box) eventually(check func(ctx context.Context) error) {
+// eventuallyIn polls until check returns nil.
+func (b *box) eventuallyIn(check func(ctx context.Context) error) {
 	b.Helper()
-	ctx, cancel := b.within(30 * time.Second)
+	ctx, cancel := b.within(testTime)
 	defer cancel()
 	b.must(testenv.Eventually(ctx, check))
+}
+
+// eventually is eventuallyIn for a check that bounds itself.
+func (b *box) eventually(check func() error) {
+	b.Helper()
+	b.eventuallyIn(func(context.Context) error { return check() })
 }

@@ -51,7 +51,7 @@ func TestBudgets(t *testing.T) {
 	}
 	nodes := []*node{connect(t, b.SDSSocket(), "n1", "canary", "s0", "s1", "s2"), connect(t, b.SDSSocket(), "n2", "production", "s0", "s1", "s2")}
 	for _, n := range nodes {
-		b.eventually(func(context.Context) error { return n.has("s2", "") })
+		b.eventually(func() error { return n.has("s2", "") })
 	}
 	var most, last int64
 	idle, cancel := b.within(10 * time.Second)

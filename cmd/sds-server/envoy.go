@@ -160,10 +160,8 @@ func serverName(address string, names []string) string {
 	if err != nil || len(names) == 0 {
 		return ""
 	}
-	for _, n := range names {
-		if n == host {
-			return host
-		}
+	if slices.Contains(names, host) {
+		return host
 	}
 	return names[0]
 }

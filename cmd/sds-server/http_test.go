@@ -25,6 +25,7 @@ func (b *box) fetch(path, host string) (int, string) {
 }
 
 func TestOnlyKnownHostsAreAnswered(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{})
 	text, err := readText(b.Config())
 	b.must(err)

@@ -34,7 +34,7 @@ func main() {
 // run executes one command line and returns its exit code.
 func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
 	c := &cli{in: in, out: out, errs: errs}
-	root := c.root()
+	root := c.root() //nolint:contextcheck // commands get theirs when they run
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)

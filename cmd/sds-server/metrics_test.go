@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -25,18 +24,19 @@ func writeText(path, text string) error { return os.WriteFile(path, []byte(text)
 
 // TestMetricsAreDocumented compares docs/metrics.md with what a server shows that has issued, failed, been refused and denied.
 func TestMetricsAreDocumented(t *testing.T) {
+	t.Parallel()
 	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example"})
 	b := newBox(t, s)
 	b.start()
 	b.importPair("www", "a1")
 	n := connect(t, b.SDSSocket(), "n1", "canary", "www", "issued.example")
-	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	b.eventually(func() error { return n.has("issued.example", "") })
 	n.refuse("no thanks")
 	b.importPair("www", "a2")
 	connect(t, b.SDSSocket(), "n2", "nowhere", "www")
 
 	want := documented(t)
-	b.eventually(func(context.Context) error {
+	b.eventually(func() error {
 		_, text := b.fetch("/metrics", "")
 		if diff := cmp.Diff(want, gathered(text)); diff != "" {
 			return fmt.Errorf("docs/metrics.md (-), /metrics (+):\n%s", diff)
@@ -46,12 +46,13 @@ func TestMetricsAreDocumented(t *testing.T) {
 }
 
 func TestSeriesGoWithTheirSecret(t *testing.T) {
+	t.Parallel()
 	_, s := pebble(t, settings{Certs: []string{"issued.example"}, Dead: "dead.example"})
 	b := newBox(t, s)
 	b.start()
 	shows := func(text string, want bool) {
 		t.Helper()
-		b.eventually(func(context.Context) error {
+		b.eventually(func() error {
 			_, body := b.fetch("/metrics", "")
 			if strings.Contains(body, text) != want {
 				return fmt.Errorf("%q shown: %v, want %v", text, !want, want)

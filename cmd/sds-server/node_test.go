@@ -121,12 +121,20 @@ func (n *node) refuse(message string) {
 	n.nack = message
 }
 
+// end is what ended the stream. The caller holds mu.
+func (n *node) end() error {
+	if n.err == nil {
+		return errors.New("open")
+	}
+	return n.err
+}
+
 // has returns nil if the node was sent a version of the secret that begins with version.
 func (n *node) has(name, version string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if got := n.got[name]; got == "" || !strings.HasPrefix(got, version) {
-		return fmt.Errorf("node %s has %q of %s, want %q; stream: %v", n.id, got, name, version, n.err)
+		return fmt.Errorf("node %s has %q of %s, want %q; stream: %w", n.id, got, name, version, n.err)
 	}
 	return nil
 }
@@ -149,7 +157,7 @@ func (n *node) lost(name string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.removed[name] {
-		return fmt.Errorf("node %s still has %s; stream: %v", n.id, name, n.err)
+		return fmt.Errorf("node %s still has %s; stream: %w", n.id, name, n.end())
 	}
 	return nil
 }

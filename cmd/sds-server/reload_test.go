@@ -17,7 +17,7 @@ func (b *box) status(check func(s admin.Status) error) admin.Status {
 	b.Helper()
 	client := admin.NewClient(b.AdminSocket())
 	var s admin.Status
-	b.eventually(func(ctx context.Context) error {
+	b.eventuallyIn(func(ctx context.Context) error {
 		s = admin.Status{}
 		if err := client.Get(ctx, "/v1/status", &s); err != nil {
 			return err
@@ -41,6 +41,7 @@ func (b *box) reconfigure(s settings) {
 }
 
 func TestBadReloadKeepsTheOldConfiguration(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{Manual: true})
 	p := b.start()
 	b.importPair("www", "a1")
@@ -65,7 +66,7 @@ func TestBadReloadKeepsTheOldConfiguration(t *testing.T) {
 		t.Errorf("got %s, want a word about the reload", out)
 	}
 	n := connect(t, b.SDSSocket(), "n1", "canary", "www")
-	b.eventually(func(context.Context) error { return n.has("www", "") })
+	b.eventually(func() error { return n.has("www", "") })
 
 	b.configure(settings{})
 	b.status(func(s admin.Status) error {
@@ -82,6 +83,7 @@ func TestBadReloadKeepsTheOldConfiguration(t *testing.T) {
 }
 
 func TestKeysThatNeedARestart(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{})
 	p := b.start()
 	text, err := readText(b.Config())
@@ -100,6 +102,7 @@ func TestKeysThatNeedARestart(t *testing.T) {
 }
 
 func TestHangUpReloads(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{})
 	p := b.start()
 	before := b.status(func(admin.Status) error { return nil })
@@ -113,13 +116,14 @@ func TestHangUpReloads(t *testing.T) {
 }
 
 func TestGroupsChangeLive(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{})
 	b.start()
 	b.importPair("www", "a1")
 	b.importPair("other", "b1")
 	n := connect(t, b.SDSSocket(), "n1", "canary", "www", "other")
-	b.eventually(func(context.Context) error { return n.has("www", "") })
-	b.eventually(func(context.Context) error { return n.has("other", "") })
+	b.eventually(func() error { return n.has("www", "") })
+	b.eventually(func() error { return n.has("other", "") })
 
 	// A new group begins with what the last wave serves; a right that is lost is lost at once.
 	b.reconfigure(settings{Groups: []string{"canary", "production", "edge"}, Secrets: "www"})
@@ -135,7 +139,7 @@ func TestGroupsChangeLive(t *testing.T) {
 	if edge != production || edge == 1 {
 		t.Errorf("edge is at snapshot %d, production at %d, want the same", edge, production)
 	}
-	b.eventually(func(context.Context) error { return n.lost("other") })
+	b.eventually(func() error { return n.lost("other") })
 	b.must(n.has("www", ""))
 
 	// A group that goes takes its nodes along; the listener still names it.
@@ -148,6 +152,7 @@ func TestGroupsChangeLive(t *testing.T) {
 }
 
 func TestCertificatesAndIssuersChangeLive(t *testing.T) {
+	t.Parallel()
 	proxy, s := pebble(t, settings{Certs: []string{"issued.example"}})
 	b := newBox(t, settings{})
 	b.start()
@@ -167,21 +172,21 @@ func TestCertificatesAndIssuersChangeLive(t *testing.T) {
 		return nil
 	})
 	b.reconfigure(s)
-	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	b.eventually(func() error { return n.has("issued.example", "") })
 	if made := proxy.Count(testenv.KindFinalize).Succeeded; made != 1 {
 		t.Errorf("%d orders were finalized, want 1", made)
 	}
 
 	// One that leaves the configuration is removed by the waves, and comes back without another order.
 	b.reconfigure(settings{})
-	b.eventually(func(context.Context) error { return n.lost("issued.example") })
+	b.eventually(func() error { return n.lost("issued.example") })
 	var history admin.Rollouts
 	b.json(&history, "rollout", "history")
 	if i := slices.IndexFunc(history.Rollouts, func(r admin.Rollout) bool { return r.Change[0].Kind == "remove" }); i < 0 {
 		t.Errorf("no rollout removed it: %+v", history)
 	}
 	b.reconfigure(s)
-	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	b.eventually(func() error { return n.has("issued.example", "") })
 	if made := proxy.Count(testenv.KindFinalize).Succeeded; made != 1 {
 		t.Errorf("%d orders were finalized, want 1", made)
 	}

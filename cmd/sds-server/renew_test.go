@@ -14,7 +14,7 @@ import (
 )
 
 // testTime bounds each wait of a test.
-const testTime = 30 * time.Second
+const testTime = time.Minute
 
 // issuedBox runs a server that has one certificate of a CA behind a proxy.
 func issuedBox(t *testing.T, s settings) (*box, *testenv.Process, *testenv.Proxy, settings) {
@@ -31,7 +31,7 @@ func issuedBox(t *testing.T, s settings) (*box, *testenv.Process, *testenv.Proxy
 func (b *box) versions(n int) admin.Secret {
 	b.Helper()
 	var secret admin.Secret
-	b.eventually(func(ctx context.Context) error {
+	b.eventuallyIn(func(ctx context.Context) error {
 		secret = admin.Secret{}
 		if err := admin.NewClient(b.AdminSocket()).Get(ctx, "/v1/secrets/issued.example", &secret); err != nil {
 			return err
@@ -45,6 +45,7 @@ func (b *box) versions(n int) admin.Secret {
 }
 
 func TestRenew(t *testing.T) {
+	t.Parallel()
 	b, _, proxy, _ := issuedBox(t, settings{})
 	b.refused(1, `no certificate named "www" is configured`, "renew", "www")
 	b.refused(1, "issued.example", "renew", "issued.example") // it is not due
@@ -70,6 +71,7 @@ func TestRenew(t *testing.T) {
 
 // TestOrderOutlivesItsCommand ends the command while the CA works.
 func TestOrderOutlivesItsCommand(t *testing.T) {
+	t.Parallel()
 	b, p, proxy, _ := issuedBox(t, settings{})
 	hold := proxy.Hold(testenv.KindFinalize, testenv.Before)
 	cmd := exec.CommandContext(t.Context(), b.binary, "renew", "issued.example", "--force", "--wait", "-c", b.Config())
@@ -86,6 +88,7 @@ func TestOrderOutlivesItsCommand(t *testing.T) {
 
 // TestStopWhileAnOrderIsUnderWay stops the server between the order and its certificate; the next start takes it up.
 func TestStopWhileAnOrderIsUnderWay(t *testing.T) {
+	t.Parallel()
 	b, p, proxy, _ := issuedBox(t, settings{})
 	hold := proxy.Hold(testenv.KindFinalize, testenv.After)
 	waiting := make(chan result, 1)
@@ -110,6 +113,7 @@ func TestStopWhileAnOrderIsUnderWay(t *testing.T) {
 
 // TestWaitEndsWithTheServer stops the server while a command waits for a promotion that does not come.
 func TestWaitEndsWithTheServer(t *testing.T) {
+	t.Parallel()
 	b, p, _, _ := issuedBox(t, settings{Manual: true})
 	waiting := make(chan result, 1)
 	go func() { waiting <- b.run("renew", "issued.example", "--force", "--wait") }()

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 
 // TestNoKeyIsShown drives everything that touches a private key and searches whatever a server and its commands say or store.
 func TestNoKeyIsShown(t *testing.T) {
+	t.Parallel()
 	_, s := pebble(t, settings{Certs: []string{"issued.example"}})
 	b := newBox(t, s)
 	p := b.start()
@@ -37,17 +37,31 @@ func TestNoKeyIsShown(t *testing.T) {
 	// A key in the wrong place is not echoed.
 	say("secrets", "import", "www", "--chain", filepath.Join(pairs, "a1.key"), "--key", filepath.Join(pairs, "a1.crt"))
 	say("secrets", "import", "www", "--chain", filepath.Join(pairs, "a1.key"), "--key", filepath.Join(pairs, "a1.key"))
-	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	b.eventually(func() error { return n.has("issued.example", "") })
 	n.refuse("rejected")
 	say("renew", "issued.example", "--force", "--wait=issued")
 	say("renew", "issued.example", "--force", "--wait")
 	identity := filepath.Join(b.Dir, "id")
 	say("identity", "issue", "--group", "canary", "--node", "n1", "--out", identity)
 	for _, args := range [][]string{
-		{"status"}, {"nodes"}, {"secrets", "list"}, {"secrets", "show", "www"}, {"secrets", "show", "issued.example"}, {"secrets", "history", "www"},
-		{"snapshots", "list"}, {"snapshots", "show", "2"}, {"snapshots", "diff", "1", "2"}, {"rollout", "status"}, {"rollout", "history"},
-		{"promote", "--group", "production"}, {"rollback", "--group", "canary"}, {"secrets", "release", "www"}, {"envoy", "bootstrap", "--group", "canary"},
-		{"validate"}, {"store", "check"}, {"serve"},
+		{"status"},
+		{"nodes"},
+		{"secrets", "list"},
+		{"secrets", "show", "www"},
+		{"secrets", "show", "issued.example"},
+		{"secrets", "history", "www"},
+		{"snapshots", "list"},
+		{"snapshots", "show", "2"},
+		{"snapshots", "diff", "1", "2"},
+		{"rollout", "status"},
+		{"rollout", "history"},
+		{"promote", "--group", "production"},
+		{"rollback", "--group", "canary"},
+		{"secrets", "release", "www"},
+		{"envoy", "bootstrap", "--group", "canary"},
+		{"validate"},
+		{"store", "check"},
+		{"serve"},
 	} {
 		say(args...)
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -34,6 +33,7 @@ const (
 
 // TestAnswersHaveTheirPinnedShape drives a server until everything that can be in an answer is in one.
 func TestAnswersHaveTheirPinnedShape(t *testing.T) {
+	t.Parallel()
 	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example"})
 	b := newBox(t, s)
 	b.start()
@@ -53,11 +53,11 @@ func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 
 	n := connect(t, b.SDSSocket(), "n1", "canary", "www", "issued.example")
 	b.importPair("www", "a1")
-	b.eventually(func(context.Context) error { return n.has("www", "") })
-	b.eventually(func(context.Context) error { return n.has("issued.example", "") })
+	b.eventually(func() error { return n.has("www", "") })
+	b.eventually(func() error { return n.has("issued.example", "") })
 	check(renewShape, "renew", "issued.example", "--force", "--wait=issued")
 	check(renewShape, "renew", "issued.example", "--force")
-	b.eventually(func(context.Context) error {
+	b.eventually(func() error {
 		if r := b.run("promote", "--group", "production"); !strings.Contains(r.out, "promoted") {
 			return fmt.Errorf("%s%s", r.out, r.errs)
 		}
@@ -65,7 +65,7 @@ func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 	})
 	n.refuse("what is this?\x1b[31m")
 	b.importPair("www", "a2")
-	b.eventually(func(context.Context) error {
+	b.eventually(func() error {
 		if out := b.ok("status"); !strings.Contains(out, "hard") {
 			return fmt.Errorf("no hard hold in %s", out)
 		}
@@ -87,7 +87,7 @@ func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 		t.Errorf("a node speaks to the terminal: %q", out)
 	}
 	n.close()
-	b.eventually(func(context.Context) error {
+	b.eventually(func() error {
 		if out := b.ok("nodes"); !strings.Contains(out, "OFFLINE") {
 			return fmt.Errorf("n1 is not offline in %s", out)
 		}

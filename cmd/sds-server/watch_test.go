@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -34,6 +33,7 @@ func (o *output) count(text string) int {
 
 // TestWatchGoesOnUntilItIsInterrupted also restarts the server under a watch.
 func TestWatchGoesOnUntilItIsInterrupted(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{})
 	p := b.start()
 	watches := [][]string{{"status", "--watch"}, {"nodes", "--watch", "-o", "json"}, {"rollout", "status", "--watch"}}
@@ -49,7 +49,7 @@ func TestWatchGoesOnUntilItIsInterrupted(t *testing.T) {
 	seen := func(o *[3]output, texts []string, n int) {
 		t.Helper()
 		for i := range watches {
-			b.eventually(func(context.Context) error {
+			b.eventually(func() error {
 				if got := o[i].count(texts[i]); got < n {
 					return fmt.Errorf("%v has shown %q %d times", watches[i], texts[i], got)
 				}
@@ -67,7 +67,7 @@ func TestWatchGoesOnUntilItIsInterrupted(t *testing.T) {
 		before[i] = outs[i].count(texts[i])
 	}
 	for i := range watches {
-		b.eventually(func(context.Context) error {
+		b.eventually(func() error {
 			if got := outs[i].count(texts[i]); got <= before[i] {
 				return fmt.Errorf("%v has shown nothing since the restart", watches[i])
 			}
@@ -88,11 +88,12 @@ func TestWatchGoesOnUntilItIsInterrupted(t *testing.T) {
 
 // TestReleasedVersionIsSentAgain has a node refuse a version, and an operator release it.
 func TestReleasedVersionIsSentAgain(t *testing.T) {
+	t.Parallel()
 	b := newBox(t, settings{})
 	b.start()
 	n := connect(t, b.SDSSocket(), "n1", "canary", "www")
 	b.importPair("www", "a1")
-	b.eventually(func(context.Context) error { return n.has("www", "") })
+	b.eventually(func() error { return n.has("www", "") })
 	n.refuse("not this one")
 	b.importPair("www", "a2")
 	s := b.status(func(s admin.Status) error {
@@ -105,7 +106,7 @@ func TestReleasedVersionIsSentAgain(t *testing.T) {
 	n.refuse("")
 	b.refused(1, "held (hard)", "promote", "--group", "canary")
 	b.ok("secrets", "release", "www", "--version", held[:12])
-	b.eventually(func(context.Context) error { return n.has("www", held) })
+	b.eventually(func() error { return n.has("www", held) })
 	b.status(func(s admin.Status) error {
 		if len(s.Held)+len(s.Rollouts) != 0 || s.Groups[1].Snapshot != s.SnapshotLatest {
 			return fmt.Errorf("held %v, rollouts %v, groups %v", s.Held, s.Rollouts, s.Groups)

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -85,6 +86,8 @@ func ServeHTTP(ctx context.Context, s *http.Server, l net.Listener) error {
 	if err := s.Shutdown(bounded); err != nil {
 		_ = s.Close() // it is over either way; the listener is closed
 	}
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
 	return nil
 }

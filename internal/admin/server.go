@@ -128,16 +128,19 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // catch turns a panic into an answer and a line in the log; the server goes on.
 func (s *Server) catch(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		defer func() {
-			p := recover()
-			if p == nil {
-				return
-			}
-			s.Log.ErrorContext(r.Context(), "operator command panicked", "operation", r.URL.Path, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
-			answerError(w, fail(http.StatusInternalServerError, "internal error of the server", "its log has the details; please report them"))
-		}()
+		defer s.recovered(w, r)
 		next.ServeHTTP(w, r)
 	})
+}
+
+// recovered is deferred.
+func (s *Server) recovered(w http.ResponseWriter, r *http.Request) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	s.Log.ErrorContext(r.Context(), "operator command panicked", "operation", r.URL.Path, "err", fmt.Sprint(p), "stack", string(debug.Stack()))
+	answerError(w, fail(http.StatusInternalServerError, "internal error of the server", "its log has the details; please report them"))
 }
 
 func (s *Server) authenticate(next http.Handler) http.Handler {

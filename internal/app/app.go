@@ -138,7 +138,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
-		Settle: reconnectTime,
+		Settle:   reconnectTime,
 		Released: s.edge.Release,
 	})
 	if err != nil {

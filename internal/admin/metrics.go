@@ -21,7 +21,7 @@ func (s *Server) Collector() prometheus.Collector {
 	}
 	return &collector{
 		server:        s,
-		notAfter:      desc("certificate_not_after_timestamp_seconds", "Expiry of the newest version of a certificate that a group is at.", "secret", "issuer"),
+		notAfter:      desc("certificate_not_after_timestamp_seconds", "Earliest expiry among the versions of a certificate that groups are at.", "secret", "issuer"),
 		groupSnapshot: desc("group_snapshot", "Number of the snapshot that a group is at.", "group"),
 		latest:        desc("snapshot_latest", "Number of the newest snapshot."),
 		rolloutState:  desc("rollout_state", "Rollouts under way, by state.", "state"),
@@ -49,7 +49,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	live := c.server.Live()
-	for name, m := range c.newest(live) {
+	for name, m := range c.soonest(live) {
 		gauge(c.notAfter, float64(m.NotAfter.Unix()), name, m.Issuer)
 	}
 	for _, g := range live.Groups {
@@ -86,9 +86,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.build, 1, c.server.Version)
 }
 
-// newest returns, for each secret, the version that ends last among those that groups are at.
-func (c *collector) newest(live Live) map[string]cache.Meta {
-	newest := map[string]cache.Meta{}
+// soonest returns, for each secret, the version that ends first among those that groups are at: a renewal that waits for its promotion must not
+// hide the end of what the others serve.
+func (c *collector) soonest(live Live) map[string]cache.Meta {
+	soonest := map[string]cache.Meta{}
 	seen := map[uint64]bool{}
 	for _, g := range live.Groups {
 		at, ok := c.server.Cache.At(g.Name)
@@ -98,10 +99,10 @@ func (c *collector) newest(live Live) map[string]cache.Meta {
 		seen[at.Number] = true
 		for name, version := range at.Secrets.All() {
 			m, ok := c.server.Cache.Meta(name, version)
-			if ok && m.NotAfter.After(newest[name].NotAfter) {
-				newest[name] = m
+			if first, known := soonest[name]; ok && (!known || m.NotAfter.Before(first.NotAfter)) {
+				soonest[name] = m
 			}
 		}
 	}
-	return newest
+	return soonest
 }

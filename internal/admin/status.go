@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
@@ -55,8 +56,12 @@ func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
 		}
 		version, _ := at.Secrets.Version(st.Name)
 		out.Groups = append(out.Groups, GroupVersion{Name: g.Name, Version: optionalVersion(version)})
-		if m, ok := s.Cache.Meta(st.Name, version); ok && m.Created.After(newest.Created) {
+		m, ok := s.Cache.Meta(st.Name, version)
+		if ok && m.Created.After(newest.Created) {
 			newest = m
+		}
+		if ok && !time.Now().Before(m.NotAfter) { // a newer version elsewhere does not help this group
+			out.State = string(issuer.StateExpired)
 		}
 	}
 	slices.SortFunc(out.Groups, func(a, b GroupVersion) int { return strings.Compare(a.Name, b.Name) })

@@ -144,6 +144,9 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.judgeAnew(ctx); err != nil {
+		return err
+	}
 	// Groups that are new, and versions that a crash left without a rollout, are taken up before any Envoy is answered.
 	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
 		return err
@@ -156,6 +159,25 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 		Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
+}
+
+// judgeAnew makes the versions that were on their way at the last end go out as other bytes: a node may have rejected one of them, and the record of
+// that may have been lost with the process.
+func (s *server) judgeAnew(ctx context.Context) error {
+	for _, r := range s.rollout.Active() {
+		if r.State != rollout.Moving {
+			continue
+		}
+		for _, c := range r.Change {
+			if c.To == "" {
+				continue
+			}
+			if err := s.cache.Reencode(ctx, c.Secret, c.To); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // run starts everything and stops it in order: issuance and rollout first, then the operator API, then the streams; the store is closed by

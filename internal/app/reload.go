@@ -25,10 +25,11 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	if err != nil {
 		return err
 	}
+	s.edge.SetPolicy(edgePolicy(cfg)) // before a group moves: nothing is sent under rights that have ended
 	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
+		s.edge.SetPolicy(edgePolicy(running))
 		return fmt.Errorf("rollout: %w", err)
 	}
-	s.edge.SetPolicy(edgePolicy(cfg))
 	if issuersChanged { // else their connections and nonces stay
 		s.issuance.SetIssuers(issuers)
 		for _, i := range running.Issuers {

@@ -92,7 +92,7 @@ func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, source Source, i
 	if len(stored) > 0 && !meta.Created.After(stored[0].Created) { // the clock was set back
 		meta.Created = stored[0].Created.Add(1)
 	}
-	res, err := encode(s.Name(), version, s.ChainPEM(), s.KeyPEM())
+	res, err := p.cache.encode(s.Name(), version, s.ChainPEM(), s.KeyPEM())
 	if err != nil {
 		return Meta{}, false, err
 	}

@@ -124,8 +124,13 @@ func (s *Server) replace(p *Policy) *Policy {
 	return old.policy
 }
 
-// Release forgets that nodes rejected a version of a secret, so that it is sent to them again where their group is at it.
+// Release forgets that nodes rejected a version of a secret, so that it is sent to them again where their group is at it: as other bytes, which
+// they judge anew (see cache.Reencode). Where that fails, what was rejected stays rejected.
 func (s *Server) Release(name string, version secret.Version) {
+	if err := s.cache.Reencode(context.Background(), name, version); err != nil {
+		s.log.Error("release of a rejected version", "secret", name, "version", version.Short(), "err", err)
+		return
+	}
 	s.ledger.release(name, version)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -58,7 +58,7 @@ func startEdge(t *testing.T, api bootstrap.API, names ...string) *edge {
 		OnChange: func(string) { e.rollout.Wake() },
 	})
 	must(t, err)
-	e.rollout, err = rollout.New(t.Context(), rollout.Options{Cache: e.cache, Store: e.store, Fleet: ledger{e.server}, Policy: edgePolicy(), Log: log})
+	e.rollout, err = rollout.New(t.Context(), rollout.Options{Cache: e.cache, Store: e.store, Fleet: ledger{e.server}, Policy: edgePolicy(), Log: log, Released: e.server.Release})
 	must(t, err)
 	must(t, e.rollout.Reconfigure(t.Context(), edgePolicy()))
 	e.background(e.rollout.Run)
@@ -185,13 +185,7 @@ func TestRejectedVersionGoesBackByItselfAndProductionNeverSeesIt(t *testing.T) {
 			}
 
 			version := e.sneak(ca, bad)
-			must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
-				holds := e.rollout.Holds()
-				if len(holds) != 1 || holds[0].Kind != rollout.Hard || holds[0].Version != version {
-					return fmt.Errorf("holds %+v, want a hard one of %s", holds, version.Short())
-				}
-				return nil
-			}))
+			e.expectHold(version)
 			if active := e.rollout.Active(); len(active) != 0 {
 				t.Errorf("rollouts under way: %+v", active)
 			}
@@ -208,6 +202,55 @@ func TestRejectedVersionGoesBackByItselfAndProductionNeverSeesIt(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An Envoy ACKs bytes that it rejected before without applying them: what is released has to be judged anew.
+func TestReleasedVersionIsJudgedAnew(t *testing.T) {
+	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW} {
+		t.Run(string(api), func(t *testing.T) {
+			const name = "bad.example"
+			e := startEdge(t, api, name)
+			ca, err := testenv.NewAuthority(e.Dir, "ca")
+			must(t, err)
+			old := e.accept(ca, name)
+			for _, g := range edgeGroups {
+				e.serves(g, name, old)
+			}
+			version := e.sneak(ca, name)
+			e.expectHold(version)
+			for range 2 {
+				first := e.rollout.Holds()[0].Since
+				_, err = e.rollout.Release(t.Context(), name, "")
+				must(t, err)
+				must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
+					if h := e.rollout.Holds(); len(h) != 1 || !h[0].Since.After(first) {
+						return fmt.Errorf("holds %+v, want a new one of %s", h, version.Short())
+					}
+					return nil
+				}))
+				for _, g := range edgeGroups {
+					e.serves(g, name, old)
+				}
+				if at, _ := e.cache.At("production"); at != nil {
+					if v, _ := at.Secrets.Version(name); v == version {
+						t.Fatal("production was moved to the released version that canary rejects")
+					}
+				}
+			}
+		})
+	}
+}
+
+// expectHold waits until the version is held as the culprit.
+func (e *edge) expectHold(version secret.Version) {
+	e.Helper()
+	must(e, testenv.Eventually(e.Ready(), func(context.Context) error {
+		holds := e.rollout.Holds()
+		if len(holds) != 1 || holds[0].Kind != rollout.Hard || holds[0].Version != version {
+			return fmt.Errorf("holds %+v, want a hard one of %s", holds, version.Short())
+		}
+		return nil
+	}))
 }
 
 // expectNodes checks that canary's NACK is on record with Envoy's message, and that production was never sent the version.

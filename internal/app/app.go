@@ -85,9 +85,6 @@ func run(ctx context.Context, opts Options, hup <-chan os.Signal) error {
 	if err != nil {
 		return err
 	}
-	if err := noCoreFiles(); err != nil {
-		return err
-	}
 	s := &server{opts: opts, log: opts.Log, registry: prometheus.NewRegistry()}
 	closeStore, err := s.openStore(ctx, cfg)
 	if err != nil {
@@ -106,14 +103,6 @@ func run(ctx context.Context, opts Options, hup <-chan os.Signal) error {
 		Path: opts.ConfigFile, Initial: cfg, Signals: hup, Apply: s.apply, Logger: s.log.With("part", "config"),
 	})
 	return s.run(ctx, doors)
-}
-
-// noCoreFiles keeps private keys out of core files (DESIGN 4, invariant 8).
-func noCoreFiles() error {
-	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core files: %w", err)
-	}
-	return nil
 }
 
 // build makes the parts, in the order of the data.

@@ -108,6 +108,9 @@ func (f *Fleet) StartPebble(ctx context.Context) (err error) {
 	if _, err := f.Pebble.Root(ctx); err != nil {
 		return err
 	}
+	if err := f.showLog("pebble", f.Pebble.LogFile()); err != nil {
+		return err
+	}
 	if f.CAFile == "" {
 		f.CAFile = f.Pebble.CAFile
 	}
@@ -214,7 +217,19 @@ func (f *Fleet) StartEnvoy(ctx context.Context, group string, secrets ...string)
 		return err
 	}
 	f.Envoys[group] = e
+	if err := f.showLog(group, e.LogFile()); err != nil {
+		return err
+	}
 	return e.WaitReady(ctx)
+}
+
+// showLog lets logs/NAME.log lead to a part's log.
+func (f *Fleet) showLog(name, file string) error {
+	link := filepath.Join(f.Dir, "logs", name+".log")
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(file, link)
 }
 
 // Run runs one command of sds-server and returns its standard output; the error holds its standard error.

@@ -13,6 +13,7 @@ package acme
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ type EAB struct {
 // Issuer obtains certificates from one CA. Its methods may be called from several goroutines.
 type Issuer struct {
 	options  Options
+	ca       [sha256.Size]byte // digest of CAFile when it was read
 	log      *slog.Logger
 	conn     *conn
 	accounts accounts
@@ -82,6 +84,33 @@ var _ issuer.Issuer = (*Issuer)(nil)
 // New checks the options and reads their files. It asks nothing of the CA, so a dead one stops no start.
 func New(o Options) (*Issuer, error) {
 	silenceLego()
+	o = o.withDefaults()
+	if u, err := url.Parse(o.Directory); err != nil || u.Scheme != "https" || u.Host == "" {
+		return nil, fmt.Errorf("issuer %q: directory %q: not an https URL", o.Name, o.Directory)
+	}
+	if o.RootsUnchecked && o.RootsFile != "" {
+		return nil, fmt.Errorf("issuer %q: a roots file excludes unchecked roots", o.Name)
+	}
+	roots, ca, err := loadPool(o.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("issuer %q: CA file: %w", o.Name, err)
+	}
+	if _, _, err := loadPool(o.RootsFile); err != nil {
+		return nil, fmt.Errorf("issuer %q: roots file: %w", o.Name, err)
+	}
+	return &Issuer{
+		options: o,
+		ca:      ca,
+		log:     o.Logger.With("issuer", o.Name),
+		conn: &conn{
+			issuer: o.Name, directoryURL: o.Directory, userAgent: o.UserAgent, requestTimeout: o.RequestTimeout,
+			transport: newTransport(roots), metrics: o.Metrics,
+		},
+		accounts: accounts{turn: make(chan struct{}, 1)},
+	}, nil
+}
+
+func (o Options) withDefaults() Options {
 	if o.UserAgent == "" {
 		o.UserAgent = "sds-server"
 	}
@@ -91,28 +120,28 @@ func New(o Options) (*Issuer, error) {
 	if o.OrderTimeout == 0 {
 		o.OrderTimeout = 3 * time.Minute
 	}
-	if u, err := url.Parse(o.Directory); err != nil || u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("issuer %q: directory %q: not an https URL", o.Name, o.Directory)
+	return o
+}
+
+// Same reports whether New(o) would make an Issuer that works as i does, so that a new configuration can keep i: its connections,
+// and for [issuer.Loop.SetIssuers] the back-offs of what failed there. The Logger does not count. A CAFile with other content does;
+// the other files are read when they are needed. It is false for a nil i, and where New would return an error about a file.
+func (i *Issuer) Same(o Options) bool {
+	if i == nil {
+		return false
 	}
-	if o.RootsUnchecked && o.RootsFile != "" {
-		return nil, fmt.Errorf("issuer %q: a roots file excludes unchecked roots", o.Name)
+	o = o.withDefaults()
+	was := i.options
+	if (o.EAB == nil) != (was.EAB == nil) || o.EAB != nil && *o.EAB != *was.EAB {
+		return false
 	}
-	roots, err := loadPool(o.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("issuer %q: CA file: %w", o.Name, err)
+	o.EAB, o.Logger = was.EAB, was.Logger
+	if o != was {
+		return false
 	}
-	if _, err := loadPool(o.RootsFile); err != nil {
-		return nil, fmt.Errorf("issuer %q: roots file: %w", o.Name, err)
-	}
-	return &Issuer{
-		options: o,
-		log:     o.Logger.With("issuer", o.Name),
-		conn: &conn{
-			issuer: o.Name, directoryURL: o.Directory, userAgent: o.UserAgent, requestTimeout: o.RequestTimeout,
-			transport: newTransport(roots), metrics: o.Metrics,
-		},
-		accounts: accounts{turn: make(chan struct{}, 1)},
-	}, nil
+	_, ca, caErr := loadPool(o.CAFile)
+	_, _, rootsErr := loadPool(o.RootsFile)
+	return caErr == nil && rootsErr == nil && ca == i.ca
 }
 
 // Close drops idle connections. It need not wait for an Obtain under way.
@@ -182,5 +211,6 @@ func (i *Issuer) roots() (*x509.CertPool, error) {
 	case i.options.RootsFile == "":
 		return x509.SystemCertPool()
 	}
-	return loadPool(i.options.RootsFile)
+	pool, _, err := loadPool(i.options.RootsFile)
+	return pool, err
 }

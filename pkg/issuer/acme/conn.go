@@ -3,6 +3,7 @@ package acme
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -93,20 +94,20 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 	}
 }
 
-// loadPool reads the certificates of a PEM file; no path is no pool.
-func loadPool(path string) (*x509.CertPool, error) {
+// loadPool reads the certificates of a PEM file, and returns the digest of its content as well; no path is no pool.
+func loadPool(path string) (pool *x509.CertPool, digest [sha256.Size]byte, err error) {
 	if path == "" {
-		return nil, nil //nolint:nilnil // a nil pool means the system's roots to crypto/tls and crypto/x509
+		return nil, digest, nil // a nil pool means the system's roots to crypto/tls and crypto/x509
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, digest, err
 	}
-	pool := x509.NewCertPool()
+	pool = x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("%s: no PEM certificate", path)
+		return nil, digest, fmt.Errorf("%s: no PEM certificate", path)
 	}
-	return pool, nil
+	return pool, sha256.Sum256(data), nil
 }
 
 func (c *conn) count(at endpoint, code string) {

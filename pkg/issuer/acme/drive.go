@@ -3,6 +3,7 @@ package acme
 import (
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -27,6 +28,8 @@ const (
 	patience = 5 * time.Second
 	// repeatFor bounds the repetitions of one idempotent request.
 	repeatFor = time.Minute
+	// confirmAfter is the wait before a CA is asked again whether it really does not know an order that may have a certificate.
+	confirmAfter = time.Second
 	// finalizeTries bounds how often finalize is sent for an order that stays ready.
 	finalizeTries = 5
 )
@@ -91,7 +94,7 @@ func (d *driver) step(ctx context.Context) error {
 	case legoacme.StatusInvalid:
 		return d.dead(ctx, d.reason(ctx))
 	default:
-		return d.dead(ctx, &issuer.Error{
+		return d.refuse(ctx, &issuer.Error{
 			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: fmt.Sprintf("order: its status is %q", printable(d.state.Status)),
 		})
 	}
@@ -102,17 +105,14 @@ func (d *driver) step(ctx context.Context) error {
 // look asks for the order, and sets when to ask again. The order is asked, not its authorizations: one request tells of all of
 // them, and Pebble v2.10.1 deadlocks when authorizations are read while orders are placed.
 func (d *driver) look(ctx context.Context) error {
-	var got legoacme.ExtendedOrder
-	var retryAfter time.Duration
-	err := d.repeat(ctx, func() error {
-		var err error
-		retryAfter, err = d.conn.ask(ctx, d.key, endpointOrder, func(core *api.Core) error {
-			var err error
-			got, err = core.Orders.Get(d.order.URL)
+	got, retryAfter, err := d.ask(ctx)
+	if f, ok := errors.AsType[*failure](err); ok && d.order.Step == orderFinalizing && f.unknownOrder() {
+		// One server of a CA may lag behind the others, and this answer would cost a certificate.
+		if err := sleep(ctx, confirmAfter); err != nil {
 			return err
-		})
-		return err
-	})
+		}
+		got, retryAfter, err = d.ask(ctx)
+	}
 	if err != nil {
 		return d.refused(ctx, "order", err)
 	}
@@ -126,22 +126,25 @@ func (d *driver) look(ctx context.Context) error {
 	return nil
 }
 
-// refused classifies err; where the CA refuses to hear of the order, the order is dead.
-func (d *driver) refused(ctx context.Context, doing string, err error) error {
-	err = d.classify(ctx, doing, err)
-	if e, ok := errors.AsType[*issuer.Error](err); ok && e.Kind == issuer.KindRejected {
-		return d.dead(ctx, e)
-	}
-	return err
+func (d *driver) ask(ctx context.Context) (got legoacme.ExtendedOrder, retryAfter time.Duration, err error) {
+	err = d.repeat(ctx, func() error {
+		var err error
+		retryAfter, err = d.conn.ask(ctx, d.key, endpointOrder, func(core *api.Core) error {
+			var err error
+			got, err = core.Orders.Get(d.order.URL)
+			return withStatus(got, err)
+		})
+		return err
+	})
+	return got, retryAfter, err
 }
 
-// dead deletes the order and returns e as errOrderDead. When it cannot be deleted, the next Obtain will find it dead again.
-func (d *driver) dead(ctx context.Context, e *issuer.Error) error {
-	if err := d.dropOrder(ctx, d.order); err != nil {
-		return d.internal(fmt.Sprintf("%s; delete the order", e.Message), err)
+// withStatus returns err, or that what came is no order: any JSON object of something in between could be taken for one.
+func withStatus(got legoacme.ExtendedOrder, err error) error {
+	if err == nil && got.Status == "" {
+		return errUnreadable
 	}
-	e.Err = errors.Join(errOrderDead, e.Err)
-	return e
+	return err
 }
 
 // finalize sends the request of a ready order (RFC 8555, Section 7.4). When that fails in whatever way, the order says what has
@@ -159,7 +162,7 @@ func (d *driver) finalize(ctx context.Context) error {
 	retryAfter, err := d.conn.ask(ctx, d.key, endpointFinalize, func(core *api.Core) error {
 		var err error
 		got, err = core.Orders.UpdateForCSR(d.state.Finalize, d.order.CSR)
-		return err
+		return withStatus(got, err)
 	})
 	if err != nil {
 		return d.afterFinalize(ctx, d.classify(ctx, "finalize", err))
@@ -176,7 +179,8 @@ func (d *driver) finalize(ctx context.Context) error {
 	return nil
 }
 
-// afterFinalize looks at the order whose finalize gave err. It returns nil to go on from there.
+// afterFinalize looks at the order whose finalize gave err. It returns nil to go on from there. An order that is still ready
+// after the CA has refused its request has no certificate, and will get none.
 func (d *driver) afterFinalize(ctx context.Context, err error) error {
 	e, ok := errors.AsType[*issuer.Error](err)
 	if !ok || ctx.Err() != nil || e.Kind == issuer.KindRateLimited {
@@ -188,25 +192,26 @@ func (d *driver) afterFinalize(ctx context.Context, err error) error {
 	if d.state.Status != legoacme.StatusReady {
 		return nil
 	}
-	if e.Kind == issuer.KindRejected {
+	if refusedRequest(e) {
 		return d.dead(ctx, e)
 	}
-	if d.finalizes >= finalizeTries || e.RetryAfter > patience {
+	if e.Kind == issuer.KindRejected || d.finalizes >= finalizeTries || e.RetryAfter > patience {
 		return err
 	}
 	return sleep(ctx, max(e.RetryAfter, repeatWait(d.finalizes)))
 }
 
-// download fetches the chain and judges it. A chain that is refused ends the order: the CA would send it again.
+// download fetches the chain and judges it. A chain that is refused ends the order: the CA would send it again. What is no chain at
+// all does not come from the CA, and the certificate waits there.
 func (d *driver) download(ctx context.Context) (*secret.Secret, error) {
 	d.request.Progress(issuer.StepDownloading)
 	if d.state.Certificate == "" {
-		return nil, d.dead(ctx, &issuer.Error{
+		return nil, d.refuse(ctx, &issuer.Error{
 			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: "order: it is valid and has no certificate", Hint: hintNotACME,
 		})
 	}
 	chain, err := d.fetch(ctx)
-	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound {
+	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound && f.endpoint == endpointCertificate {
 		// Some CAs say that an order is valid a moment before every one of their servers has the certificate.
 		if err := sleep(ctx, repeatWait(1)); err != nil {
 			return nil, err
@@ -215,6 +220,12 @@ func (d *driver) download(ctx context.Context) (*secret.Secret, error) {
 	}
 	if err != nil {
 		return nil, d.refused(ctx, "download the certificate", err)
+	}
+	if block, _ := pem.Decode(chain); block == nil {
+		return nil, &issuer.Error{
+			Kind: issuer.KindTemporary, Issuer: d.options.Name, Hint: hintNotACME,
+			Message: fmt.Sprintf("download the certificate: the answer of %d bytes holds none", len(chain)),
+		}
 	}
 	s, err := d.judge(chain)
 	if rules := secret.Rules(err); len(rules) > 0 {
@@ -298,7 +309,7 @@ func repeatWait(try int) time.Duration {
 	return min(100*time.Millisecond<<min(try-1, 10), 5*time.Second)
 }
 
-// temporary reports whether the same request may succeed in a moment.
+// temporary reports whether the same request may succeed in a moment; see kindOf and fromStatus.
 func (f *failure) temporary() bool {
 	if p := f.problem(); p != nil {
 		kind, _ := kindOf(p)
@@ -307,5 +318,5 @@ func (f *failure) temporary() bool {
 	if _, untrusted := errors.AsType[x509.UnknownAuthorityError](f.err); untrusted {
 		return false
 	}
-	return f.status == 0 || f.status >= http.StatusInternalServerError
+	return f.status != http.StatusTooManyRequests
 }

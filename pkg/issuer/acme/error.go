@@ -26,6 +26,7 @@ const (
 	problemOrderNotReady       = problemPrefix + "orderNotReady"
 	problemRateLimited         = problemPrefix + "rateLimited"
 	problemServerInternal      = problemPrefix + "serverInternal"
+	problemUnauthorized        = problemPrefix + "unauthorized"
 )
 
 // problemHints says what a person can do about an error type.
@@ -135,7 +136,8 @@ func describe(p *legoacme.ProblemDetails) string {
 	return fmt.Sprintf("%s (%s)", detail, printable(problemName(p.Type)))
 }
 
-// fromStatus judges an answer that is no problem document, such as the HTML of a load balancer.
+// fromStatus judges an answer that is no ACME problem, such as the HTML of a load balancer: whatever its status is, the CA has not
+// refused anything.
 func fromStatus(e *issuer.Error, doing string, status int) {
 	e.Message = fmt.Sprintf("%s: the CA answered with HTTP status %d and no ACME problem", doing, status)
 	switch {
@@ -147,7 +149,7 @@ func fromStatus(e *issuer.Error, doing string, status int) {
 	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
 		e.Kind, e.Hint = issuer.KindTemporary, hintUnreachable
 	case status >= http.StatusBadRequest:
-		e.Kind, e.Hint = issuer.KindRejected, hintNotACME
+		e.Kind, e.Hint = issuer.KindTemporary, hintNotACME
 	default:
 		e.Kind, e.Hint = issuer.KindTemporary, hintNotACME
 		e.Message = fmt.Sprintf("%s: the CA's answer cannot be understood: %s", doing, printable(e.Err.Error()))

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	legoacme "github.com/go-acme/lego/v4/acme"
@@ -30,7 +31,9 @@ type exchange struct {
 	conn     *conn
 	endpoint endpoint
 
-	// status and retryAfter are those of the last answer; 0 where there was none.
+	// last is what was asked for last: a call for a nonce or for the directory may come before the call's own request. status and
+	// retryAfter are those of the last answer; 0 where there was none.
+	last       endpoint
 	status     int
 	retryAfter time.Duration
 }
@@ -51,7 +54,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 			return answer(req, http.Header{}, body), nil
 		}
 	}
-	x.status, x.retryAfter = 0, 0
+	x.last, x.status, x.retryAfter = at, 0, 0
 	resp, err := x.send(req)
 	if err != nil {
 		x.conn.count(at, failureCode(err))
@@ -133,7 +136,7 @@ func parseRetryAfter(value string, now time.Time) time.Duration {
 // more is believed only so far.
 const maxRetryAfter = 7 * 24 * time.Hour
 
-// failure is a call that did not succeed, with what is known of the answer.
+// failure is a call that did not succeed, with what is known of the answer. endpoint is whose answer it is.
 type failure struct {
 	err        error
 	endpoint   endpoint
@@ -144,10 +147,11 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
-// problem returns the problem document of the answer (RFC 7807), or nil.
+// problem returns the ACME problem of the answer (RFC 8555, Section 6.7), or nil: gateways answer with JSON too, also with problem
+// documents (RFC 7807), and do not speak for the CA.
 func (f *failure) problem() *legoacme.ProblemDetails {
 	p, ok := errors.AsType[*legoacme.ProblemDetails](f.err)
-	if !ok {
+	if !ok || !strings.HasPrefix(p.Type, problemPrefix) {
 		return nil
 	}
 	return p
@@ -168,7 +172,7 @@ func (c *conn) call(ctx context.Context, key accountKey, at endpoint, do func(*a
 func (c *conn) ask(ctx context.Context, key accountKey, at endpoint, do func(*api.Core) error) (time.Duration, error) {
 	wait := 10 * time.Millisecond
 	for try := 1; ; try++ {
-		x := &exchange{ctx: ctx, conn: c, endpoint: at}
+		x := &exchange{ctx: ctx, conn: c, endpoint: at, last: at}
 		err := x.run(key, do)
 		if err == nil {
 			return x.retryAfter, nil
@@ -177,7 +181,7 @@ func (c *conn) ask(ctx context.Context, key accountKey, at endpoint, do func(*ap
 			wait = min(2*wait, 2*time.Second)
 			continue
 		}
-		return 0, &failure{err: err, endpoint: at, status: x.status, retryAfter: x.retryAfter}
+		return 0, &failure{err: err, endpoint: x.last, status: x.status, retryAfter: x.retryAfter}
 	}
 }
 

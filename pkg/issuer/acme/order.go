@@ -28,13 +28,13 @@ type order struct {
 	// Key is the certificate's private key (PEM, PKCS #8), CSR the request (DER) that is sent when the order is ready.
 	Key string `json:"key"`
 	CSR []byte `json:"csr"`
-	// Identifiers, KeyType and Profile are what was asked for; the order serves no other configuration.
+	// Identifiers, KeyType and Profile are what was asked for; the order serves no other configuration, see unfit.
 	Identifiers []string  `json:"identifiers"`
 	KeyType     string    `json:"key_type"`
 	Profile     string    `json:"profile"`
 	Created     time.Time `json:"created"`
-	// Step is orderPlaced, or orderFinalizing once finalize may have been sent. It is for people: what happens next is decided
-	// by what the CA says of the order.
+	// Step is orderPlaced, or orderFinalizing once finalize may have been sent. What happens next is decided by what the CA says of
+	// the order; the step decides how much it takes to give the order up.
 	Step string `json:"step"`
 
 	revision int64
@@ -110,7 +110,8 @@ func (i *Issuer) unfit(o *order, request issuer.Request) string {
 	if _, err := decodeKey(o.Key); err != nil {
 		return "its key cannot be read"
 	}
-	if o.Issuer != i.options.Name || o.KeyType != request.KeyType || o.Profile != request.Profile ||
+	// A changed profile counts from the next renewal where there may be a certificate: throwing it away would be a second one.
+	if o.Issuer != i.options.Name || o.KeyType != request.KeyType || o.Step == orderPlaced && o.Profile != request.Profile ||
 		!slices.Equal(o.Identifiers, identifiers(request)) {
 		return "the certificate is configured differently now"
 	}

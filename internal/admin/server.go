@@ -31,7 +31,6 @@ type Live struct {
 	Config       ConfigStatus
 	Ready        bool
 	Groups       []Group
-	Issuers      []string
 	Certificates []Certificate
 	SDS          []SDSListener
 	Challenge    string // address of the HTTP-01 responder; empty if there is none

@@ -18,21 +18,16 @@ func (s *Server) status(*http.Request) (any, error) {
 		Version: s.Version, Leader: true, Ready: live.Ready, Config: live.Config, SnapshotLatest: s.Cache.Latest(),
 		Certificates: []CertificateStatus{}, Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: []Hold{},
 	}
-	down := map[string]bool{}
 	for _, st := range s.Issuer.Status() {
 		out.Certificates = append(out.Certificates, s.certificate(st, live))
-		if st.Failure != nil && st.Failure.Kind == issuer.KindTemporary {
-			down[st.Issuer] = true
-		}
 	}
 	slices.SortFunc(out.Certificates, func(a, b CertificateStatus) int { return strings.Compare(a.Name, b.Name) })
 	for _, r := range s.Rollout.Active() {
 		out.Rollouts = append(out.Rollouts, RolloutState{ID: r.ID, State: r.State})
 	}
-	for _, i := range live.Issuers {
-		out.Issuers = append(out.Issuers, IssuerStatus{Name: i, Up: !down[i], Limits: []Limit{}})
+	for _, a := range s.Issuer.Issuers() { // sorted
+		out.Issuers = append(out.Issuers, IssuerStatus{Name: a.Issuer, Up: a.Up, Limits: []Limit{}})
 	}
-	slices.SortFunc(out.Issuers, func(a, b IssuerStatus) int { return strings.Compare(a.Name, b.Name) })
 	for _, h := range s.Rollout.Holds() { // sorted by secret
 		out.Held = append(out.Held, Hold{Secret: h.Secret, Version: string(h.Version), Kind: h.Kind, Reason: h.Reason, Since: h.Since.UTC()})
 	}

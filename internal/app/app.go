@@ -56,6 +56,7 @@ type server struct {
 	rollout    *rollout.Controller
 	responder  *acme.Responder
 	acme       *acme.Metrics
+	cas        map[string]*acme.Issuer // in force; apply alone changes it, one at a time
 	issuance   *issuer.Loop
 	admin      *admin.Server
 	watcher    *config.Watcher

@@ -22,18 +22,37 @@ func (s *server) buildIssuance(cfg *config.Config) (err error) {
 	if err != nil {
 		return err
 	}
-	issuers, err := s.issuers(cfg)
+	cas, err := s.issuers(cfg)
 	if err != nil {
 		return err
 	}
-	s.issuance.SetIssuers(issuers)
+	s.setIssuers(cas)
 	s.issuance.SetCertificates(certificates(cfg))
 	return nil
 }
 
-// issuers makes the configured issuers. None of them asks its CA for anything yet.
-func (s *server) issuers(cfg *config.Config) (map[string]issuer.Issuer, error) {
-	out := make(map[string]issuer.Issuer, len(cfg.Issuers))
+// setIssuers puts issuers in force. Those that were so before and are not among them go.
+func (s *server) setIssuers(cas map[string]*acme.Issuer) {
+	issuers := make(map[string]issuer.Issuer, len(cas))
+	for name, ca := range cas {
+		issuers[name] = ca
+	}
+	s.issuance.SetIssuers(issuers)
+	for name, ca := range s.cas {
+		if cas[name] == nil {
+			s.acme.Forget(name)
+		}
+		if cas[name] != ca {
+			ca.Close()
+		}
+	}
+	s.cas = cas
+}
+
+// issuers makes the configured issuers, and keeps those in force that would be made anew as they are: their connections, and the
+// back-offs of what fails there. None of them asks its CA for anything yet.
+func (s *server) issuers(cfg *config.Config) (map[string]*acme.Issuer, error) {
+	out := make(map[string]*acme.Issuer, len(cfg.Issuers))
 	for _, i := range cfg.Issuers {
 		o := acme.Options{
 			Name: i.Name, Directory: i.Directory, CAFile: i.CAFile, RootsFile: i.RootsFile, RootsUnchecked: i.Roots == "unchecked",
@@ -42,6 +61,10 @@ func (s *server) issuers(cfg *config.Config) (map[string]issuer.Issuer, error) {
 		}
 		if i.EAB != nil {
 			o.EAB = &acme.EAB{KID: i.EAB.KID, HMACKeyFile: i.EAB.HMACKeyFile}
+		}
+		if ca := s.cas[i.Name]; ca.Same(o) {
+			out[i.Name] = ca
+			continue
 		}
 		made, err := acme.New(o)
 		if err != nil {

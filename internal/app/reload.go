@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -20,8 +19,7 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	if len(waiting) > 0 {
 		s.log.WarnContext(ctx, "these keys need a restart; their old values stay", "keys", strings.Join(waiting, ", "))
 	}
-	issuersChanged := !reflect.DeepEqual(cfg.Issuers, running.Issuers)
-	issuers, err := s.issuers(cfg)
+	cas, err := s.issuers(cfg)
 	if err != nil {
 		return err
 	}
@@ -30,14 +28,7 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 		s.edge.SetPolicy(edgePolicy(running))
 		return fmt.Errorf("rollout: %w", err)
 	}
-	if issuersChanged { // else their connections and nonces stay
-		s.issuance.SetIssuers(issuers)
-		for _, i := range running.Issuers {
-			if issuers[i.Name] == nil {
-				s.acme.Forget(i.Name)
-			}
-		}
-	}
+	s.setIssuers(cas)
 	s.issuance.SetCertificates(certificates(cfg))
 	s.enforce(cfg)
 	return nil
@@ -57,9 +48,6 @@ func keepRestart(running, loaded *config.Config) (*config.Config, []string) {
 // enforce makes a configuration the one in force. Its parts have taken it over already.
 func (s *server) enforce(cfg *config.Config) {
 	live := &admin.Live{Groups: liveGroups(cfg, edgePolicy(cfg))}
-	for _, i := range cfg.Issuers {
-		live.Issuers = append(live.Issuers, i.Name)
-	}
 	for _, c := range cfg.Certificates {
 		live.Certificates = append(live.Certificates, admin.Certificate{Name: c.Name, DNSNames: slices.Clone(c.DNSNames)})
 	}

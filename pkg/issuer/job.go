@@ -168,14 +168,11 @@ func (l *Loop) count(t *task) {
 		return
 	}
 	l.metrics.result(name, t.took, t.failure)
-	switch {
-	case t.failure == nil, t.failure.Kind == KindRateLimited, t.failure.Kind == KindRejected: // the CA has answered
-		delete(l.down, name)
-	case t.failure.Kind == KindTemporary:
-		l.down[name] = true
-	default: // an internal failure says nothing about the CA
+	if t.failure == nil {
+		l.observe(name, now(), "")
+	} else {
+		l.observe(name, now(), t.failure.Kind)
 	}
-	l.metrics.setUp(name, !l.down[name])
 }
 
 // task is the work of a job: what it needs, and what it found out. No lock is held while it runs.

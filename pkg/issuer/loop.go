@@ -62,7 +62,7 @@ type Loop struct {
 	mu sync.Mutex
 	// All of these are guarded by mu.
 	issuers map[string]Issuer
-	down    map[string]bool // issuers whose CA did not work at the last order
+	health  map[string]health // by issuer, what its last order showed; also of issuers that are not configured any more
 	entries map[string]*entry
 	queue   queue
 	running int
@@ -99,7 +99,7 @@ func New(o Options) (*Loop, error) {
 	}
 	return &Loop{
 		options: o, metrics: m, wake: make(chan struct{}, 1),
-		issuers: make(map[string]Issuer), down: make(map[string]bool), entries: make(map[string]*entry),
+		issuers: make(map[string]Issuer), health: make(map[string]health), entries: make(map[string]*entry),
 	}, nil
 }
 
@@ -166,19 +166,19 @@ func (l *Loop) poke() {
 }
 
 // SetIssuers replaces the issuers, by name. What failed at one that is new or another one now is tried again at once, unless a
-// limit of the CA was the reason.
+// limit of the CA was the reason; an issuer that has not changed has to be the same value as before, so that its back-offs stay.
 func (l *Loop) SetIssuers(issuers map[string]Issuer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for name := range l.issuers {
 		if issuers[name] == nil {
 			l.metrics.forgetIssuer(name)
-			delete(l.down, name)
+			delete(l.health, name)
 		}
 	}
 	for name := range issuers {
 		if l.issuers[name] == nil {
-			l.metrics.setUp(name, true)
+			l.metrics.setUp(name, !l.health[name].down)
 		}
 	}
 	for _, e := range l.entries {
@@ -277,6 +277,7 @@ func (l *Loop) load(ctx context.Context) error {
 			}
 		}
 		e.loaded = true
+		l.recall(e)
 		_, e.unfinished = found[OrderKey(e.cert.Name)]
 		if due := e.next(); e.job != nil && !e.job.force && due.After(now()) {
 			e.job.finish(Accepted{}, &NotDueError{Name: e.cert.Name, Until: due})

@@ -68,9 +68,38 @@ func (l *Loop) Issuers() []Availability {
 	defer l.mu.Unlock()
 	out := make([]Availability, 0, len(l.issuers))
 	for _, name := range slices.Sorted(maps.Keys(l.issuers)) {
-		out = append(out, Availability{Issuer: name, Up: !l.down[name]})
+		out = append(out, Availability{Issuer: name, Up: !l.health[name].down})
 	}
 	return out
+}
+
+// health is what an order showed of an issuer's CA.
+type health struct {
+	at   time.Time
+	down bool
+}
+
+// observe takes over what an order showed: the kind of its failure, or "" for a success; mu is held.
+func (l *Loop) observe(name string, at time.Time, kind Kind) {
+	if kind == KindInternal {
+		return // it says nothing about the CA
+	}
+	h := health{at: at, down: kind == KindTemporary} // with the other kinds, the CA has answered
+	l.health[name] = h
+	if l.issuers[name] != nil {
+		l.metrics.setUp(name, !h.down)
+	}
+}
+
+// recall takes over what the stored state of a certificate tells of its issuers, so that a restart does not make a dead CA look
+// alive; mu is held.
+func (l *Loop) recall(e *entry) {
+	if s := &e.state; s.issued() && s.LastRenewal.After(l.health[s.Issuer].at) {
+		l.observe(s.Issuer, s.LastRenewal, "")
+	}
+	if f, name := e.state.Failure, e.cert.Issuer; f != nil && f.Tried == wanted(&e.cert) && f.At.After(l.health[name].at) {
+		l.observe(name, f.At, f.Kind)
+	}
 }
 
 func (e *entry) status(at time.Time) Status {

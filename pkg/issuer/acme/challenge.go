@@ -89,8 +89,8 @@ func (d *driver) answerChallenge(ctx context.Context, url string, present func(h
 	}
 	err = d.repeat(ctx, func() error {
 		return d.conn.call(ctx, d.key, endpointChallenge, func(core *api.Core) error {
-			_, err := core.Challenges.New(challenge.URL)
-			return err
+			told, err := core.Challenges.New(challenge.URL)
+			return withStatus(told.Status, err)
 		})
 	})
 	if err == nil {
@@ -110,7 +110,7 @@ func (d *driver) authorization(ctx context.Context, url string) (got legoacme.Au
 		return d.conn.call(ctx, d.key, endpointAuthorization, func(core *api.Core) error {
 			var err error
 			got, err = core.Authorizations.Get(url)
-			return err
+			return withStatus(got.Status, err)
 		})
 	})
 	return got, err

@@ -132,16 +132,17 @@ func (d *driver) ask(ctx context.Context) (got legoacme.ExtendedOrder, retryAfte
 		retryAfter, err = d.conn.ask(ctx, d.key, endpointOrder, func(core *api.Core) error {
 			var err error
 			got, err = core.Orders.Get(d.order.URL)
-			return withStatus(got, err)
+			return withStatus(got.Status, err)
 		})
 		return err
 	})
 	return got, retryAfter, err
 }
 
-// withStatus returns err, or that what came is no order: any JSON object of something in between could be taken for one.
-func withStatus(got legoacme.ExtendedOrder, err error) error {
-	if err == nil && got.Status == "" {
+// withStatus returns err, or that what came is no order, authorization or challenge: those have a status, and else any JSON object of
+// something in between could be taken for one.
+func withStatus(status string, err error) error {
+	if err == nil && status == "" {
 		return errUnreadable
 	}
 	return err
@@ -162,7 +163,7 @@ func (d *driver) finalize(ctx context.Context) error {
 	retryAfter, err := d.conn.ask(ctx, d.key, endpointFinalize, func(core *api.Core) error {
 		var err error
 		got, err = core.Orders.UpdateForCSR(d.state.Finalize, d.order.CSR)
-		return withStatus(got, err)
+		return withStatus(got.Status, err)
 	})
 	if err != nil {
 		return d.afterFinalize(ctx, d.classify(ctx, "finalize", err))
@@ -186,8 +187,11 @@ func (d *driver) afterFinalize(ctx context.Context, err error) error {
 	if !ok || ctx.Err() != nil || e.Kind == issuer.KindRateLimited {
 		return err
 	}
-	if err := d.look(ctx); err != nil {
-		return err
+	if lookErr := d.look(ctx); lookErr != nil {
+		if ctx.Err() != nil {
+			return err // it says more than the end of the time
+		}
+		return lookErr
 	}
 	if d.state.Status != legoacme.StatusReady {
 		return nil
@@ -198,7 +202,10 @@ func (d *driver) afterFinalize(ctx context.Context, err error) error {
 	if e.Kind == issuer.KindRejected || d.finalizes >= finalizeTries || e.RetryAfter > patience {
 		return err
 	}
-	return sleep(ctx, max(e.RetryAfter, repeatWait(d.finalizes)))
+	if sleep(ctx, max(e.RetryAfter, repeatWait(d.finalizes))) != nil {
+		return err
+	}
+	return nil
 }
 
 // download fetches the chain and judges it. A chain that is refused ends the order: the CA would send it again. What is no chain at
@@ -289,11 +296,16 @@ func (d *driver) badChain(err error, rules []secret.Rule) *issuer.Error {
 // repeat calls an idempotent request again while there is no answer, or one of a CA in trouble.
 func (d *driver) repeat(ctx context.Context, do func() error) error {
 	began := time.Now()
+	var last error
 	for try := 1; ; try++ {
 		err := do()
+		if err != nil && ctx.Err() != nil && last != nil {
+			return last // it says more than the end of the time
+		}
 		if err == nil || ctx.Err() != nil || time.Since(began) > repeatFor {
 			return err
 		}
+		last = err
 		f, ok := errors.AsType[*failure](err)
 		if !ok || !f.temporary() || f.retryAfter > patience {
 			return err

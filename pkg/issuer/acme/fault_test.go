@@ -99,7 +99,7 @@ func TestKindsOfErrors(t *testing.T) {
 		{name: "503 JSON with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("600", says(503, "serverInternal", "maintenance")), want: issuer.KindTemporary, retryAfter: 10 * time.Minute, text: "maintenance"},
 		{name: "503 JSON rateLimited", kind: testenv.KindNewOrder, answer: withRetryAfter("5", says(503, "rateLimited", "slow down")), want: issuer.KindRateLimited, retryAfter: 5 * time.Second},
 		{name: "500 at the directory", kind: testenv.KindDirectory, answer: text(500, ""), want: issuer.KindTemporary},
-		{name: "404 at the directory", kind: testenv.KindDirectory, answer: text(404, "<html>"), want: issuer.KindRejected, hint: "directory"},
+		{name: "404 at the directory", kind: testenv.KindDirectory, answer: text(404, "<html>"), want: issuer.KindTemporary, hint: "directory"},
 		{name: "HTML with 200", kind: testenv.KindDirectory, answer: text(200, "<html>"), want: issuer.KindTemporary, hint: "directory"},
 		{name: "empty directory", kind: testenv.KindDirectory, answer: text(200, "{}"), want: issuer.KindTemporary, hint: "directory"},
 		{name: "503 for a nonce", kind: testenv.KindNonce, answer: text(503, ""), want: issuer.KindTemporary},

@@ -32,6 +32,20 @@ func (f *fixture) storedOrder() *order {
 	return o
 }
 
+// changeOrder stores the order as change leaves it.
+func (f *fixture) changeOrder(change func(*order)) {
+	f.Helper()
+	o := f.storedOrder()
+	change(o)
+	value, err := json.Marshal(o)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := f.store.Commit(f.Context(), nil, []store.Operation{store.Put(issuer.OrderKey("www"), value)}); err != nil {
+		f.Fatal(err)
+	}
+}
+
 // wantOneCertificate checks what has to hold after every crash and its recovery: the CA issued once, the key of the certificate
 // was in the store, and there is one account, with one key.
 func (f *fixture) wantOneCertificate(s *secret.Secret) {
@@ -214,19 +228,32 @@ func TestOrderForAnotherConfigurationIsDropped(t *testing.T) {
 	t.Parallel()
 	profiles := map[string]testenv.PebbleProfile{profile: {}, "other": {}}
 	f := newFixture(t, testenv.PebbleOptions{Profiles: profiles})
-	changes := map[string]func(*issuer.Request){
-		"names":    func(r *issuer.Request) { r.DNSNames = []string{"a.example", "b.example"} },
-		"key type": func(r *issuer.Request) { r.KeyType = "ecdsa-p384" },
-		"profile":  func(r *issuer.Request) { r.Profile = "other" },
+	names := func(r *issuer.Request) { r.DNSNames = []string{"a.example", "b.example"} }
+	keyType := func(r *issuer.Request) { r.KeyType = "ecdsa-p384" }
+	other := func(r *issuer.Request) { r.Profile = "other" }
+	tests := []struct {
+		name   string
+		step   string
+		change func(*issuer.Request)
+		kept   bool
+	}{
+		{"names of a placed order", orderPlaced, names, false},
+		{"key type of a placed order", orderPlaced, keyType, false},
+		{"profile of a placed order", orderPlaced, other, false},
+		{"names of one that may have a certificate", orderFinalizing, names, false},
+		{"key type of one that may have a certificate", orderFinalizing, keyType, false},
+		{"profile of one that may have a certificate", orderFinalizing, other, true},
 	}
-	for name, change := range changes {
-		t.Run(name, func(t *testing.T) {
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f.accept(request("a.example"))
 			first := f.obtain(f.issuer(nil), request("a.example"))
+			f.changeOrder(func(o *order) { o.Step = tt.step })
 			r := request("a.example")
-			change(&r)
+			tt.change(&r)
 			second := f.obtain(f.issuer(nil), r)
-			if first.Serial() == second.Serial() {
-				t.Error("the order of the old configuration was used")
+			if kept := first.Serial() == second.Serial(); kept != tt.kept {
+				t.Errorf("got the order kept %t, want %t", kept, tt.kept)
 			}
 		})
 	}
@@ -311,7 +338,7 @@ func TestDeadOrderIsReplaced(t *testing.T) {
 	<-done
 	defer ready.Release()
 	old := f.storedOrder().URL
-	f.respond(testenv.KindOrder, 1, func(w http.ResponseWriter, _ *http.Request) {
+	f.respond(testenv.KindOrder, 2, func(w http.ResponseWriter, _ *http.Request) { // it is asked whether that is so
 		problem(w, http.StatusNotFound, "malformed", "No such order")
 	})
 	s := f.obtain(f.issuer(nil), request("a.example"))

@@ -29,9 +29,9 @@ import (
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
-// reconnectTime is what Envoys have to come back after a restart of the server, before a group counts as empty: twice the longest back-off of the
-// bootstraps that this server prints.
-const reconnectTime = 10 * time.Second
+// reconnectTime is what Envoys have to come back after a restart of the server, before a wave may be judged by those that are there: the longest
+// back-off of the bootstraps that this server prints.
+const reconnectTime = 5 * time.Second
 
 // drainTime bounds each step of a shutdown.
 const drainTime = 5 * time.Second

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,8 +29,9 @@ type Options struct {
 	Fleet  Fleet
 	Policy Policy
 	Log    *slog.Logger
-	// Settle is how long after New a wave that has no node is not over yet: after a restart the nodes are still on their way back, and a
-	// group that seems empty would let a change pass that nobody has seen. Default 0.
+	// Settle is how long after New a wave does not pass, unless all of its recorded members have ACKed: after a restart the nodes are
+	// still on their way back, and a group that seems empty, or smaller than it is, would let a change pass that its nodes refuse.
+	// The first start, with no rollout stored, does not wait. Default 0.
 	Settle time.Duration
 	// Released is called before a hard hold ends, so that the fleet forgets the NACKs that led to it; it must not call back.
 	Released func(name string, version secret.Version)
@@ -51,6 +54,8 @@ type Controller struct {
 	prepared bool                            // the groups and waves are those of the policy
 	unhealed bool                            // heal has something left to do
 	unsent   map[uint64]map[string]time.Time // by rollout and member; see jury
+	suspects []uint64                        // rollouts of commits that failed
+	history  []uint64                        // stored rollouts that have ended, the oldest first
 
 	// Written only by the holder of the turn, under mu; read by anyone under mu.
 	mu     sync.Mutex
@@ -84,6 +89,51 @@ func (c *Controller) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(rollouts) == 0 {
+		c.settled = time.Time{} // the first start: nobody is on the way back
+	}
+	return c.adopt(ctx, rollouts)
+}
+
+// reload takes over what is stored of the rollouts under way and of those that a failed commit may have left, and the holds. Those that
+// ended long ago stay unread.
+func (c *Controller) reload(ctx context.Context) error {
+	c.mu.Lock()
+	ids := slices.AppendSeq(slices.Clone(c.suspects), maps.Keys(c.active))
+	last := c.last
+	c.mu.Unlock()
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
+	var rollouts []*Rollout
+	for _, id := range ids {
+		r, err := c.Rollout(ctx, id)
+		if errors.Is(err, ErrNoRollout) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		rollouts = append(rollouts, r)
+	}
+	for next := max(last, slices.Max(append(ids, 0))) + 1; ; next++ { // of somebody else, who was first
+		r, err := c.Rollout(ctx, next)
+		if errors.Is(err, ErrNoRollout) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		rollouts = append(rollouts, r)
+	}
+	if err := c.adopt(ctx, rollouts); err != nil {
+		return err
+	}
+	c.suspects = nil
+	return nil
+}
+
+// adopt replaces the rollouts and holds in memory by stored ones.
+func (c *Controller) adopt(ctx context.Context, rollouts []*Rollout) error {
 	entries, _, err := c.store.List(ctx, holdPrefix+"/")
 	if err != nil {
 		return fmt.Errorf("list holds: %w", err)
@@ -106,8 +156,19 @@ func (c *Controller) load(ctx context.Context) error {
 		if before[r.ID] != nil && r.State.Ended() {
 			c.ended[r.State]++
 		}
+		c.remember(r)
 	}
 	return nil
+}
+
+// keptRollouts is how many ended rollouts stay in the store.
+const keptRollouts = 1000
+
+// remember notes a rollout that has ended and is stored.
+func (c *Controller) remember(r *Rollout) {
+	if i, known := slices.BinarySearch(c.history, r.ID); r.State.Ended() && !known {
+		c.history = slices.Insert(c.history, i, r.ID)
+	}
 }
 
 // set takes over the state of a rollout. The caller holds mu.
@@ -214,7 +275,7 @@ func (c *Controller) settle(ctx context.Context) error {
 	if err := c.cache.Refresh(ctx); err != nil {
 		return err
 	}
-	if err := c.load(ctx); err != nil {
+	if err := c.reload(ctx); err != nil {
 		return err
 	}
 	c.doubt = false

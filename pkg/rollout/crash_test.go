@@ -82,6 +82,11 @@ func (s *scenario) run(t *testing.T, before, after func(n int) bool) (outcome st
 		commits += r.disk.count()
 		r.disk.hooks(nil, nil)
 		r.fleet.forget(true)
+		r.fleet.edit(func() { // the Envoys start again, too: one that goes on ACKs refused bytes, and only a handshake tells
+			for _, n := range r.fleet.nodes {
+				clear(n.received)
+			}
+		})
 		r.crash()
 	}
 	settle := func() {

@@ -64,8 +64,8 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 		for _, n := range nodes {
 			key := memberKey(group, n.Identity, n.Node)
 			i, member := index[key]
-			if !n.Connected && !member {
-				continue // it was gone before the move: ordinary scaling in
+			if !n.Connected && !member && n.Nacked == nil {
+				continue // it was gone long before the move: ordinary scaling in
 			}
 			if member {
 				seen[i] = true

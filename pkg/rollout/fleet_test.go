@@ -25,6 +25,7 @@ type node struct {
 	acked     map[string]secret.Version
 	nacked    map[string]map[secret.Version]bool
 	serves    map[string]secret.Version // what it goes on with, also across our restarts
+	received  map[string]secret.Version // last; bytes equal to these are ACKed unread, also when they had been refused
 }
 
 // fleet is a scripted Fleet: what the SDS edge knows.
@@ -82,9 +83,13 @@ func (f *fleet) deliver(c *cache.Cache) {
 			if n.sent[name] != res.Version {
 				n.sent[name], n.sentAt[name] = res.Version, time.Now()
 			}
+			again := n.received[name] == res.Version
 			switch {
 			case n.acked[name] == res.Version:
 			case n.silent:
+				continue
+			case again:
+				n.acked[name] = res.Version
 			case n.refuses != nil && n.refuses(name, res.Version):
 				if n.nacked[name] == nil {
 					n.nacked[name] = map[secret.Version]bool{}
@@ -93,6 +98,7 @@ func (f *fleet) deliver(c *cache.Cache) {
 			default:
 				n.acked[name], n.serves[name] = res.Version, res.Version
 			}
+			n.received[name] = res.Version
 		}
 	}
 }
@@ -107,7 +113,7 @@ func (f *fleet) edit(change func()) {
 func (f *fleet) forget(comeBack bool) {
 	f.edit(func() {
 		for _, n := range f.nodes {
-			n.reset()
+			n.reset() // what it had refused is in the memory of the server, too
 			n.known = n.connected && comeBack
 			n.connected = n.known
 		}
@@ -119,9 +125,11 @@ func (n *node) reset() {
 	n.nacked = map[string]map[secret.Version]bool{}
 }
 
+// connect begins a new stream. What the node has refused is still known.
 func (n *node) connect() {
+	nacked := n.nacked
 	n.reset()
-	n.connected, n.known = true, true
+	n.connected, n.known, n.nacked = true, true, nacked
 }
 
 func (n *node) disconnect() { n.connected, n.lastSeen = false, time.Now() }

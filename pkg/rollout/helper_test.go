@@ -206,7 +206,8 @@ func (r *rig) reconfigure(p Policy) {
 
 // node adds a connected node that answers at once.
 func (r *rig) node(id, group string, names ...string) *node {
-	n := &node{id: id, group: group, names: names, serves: map[string]secret.Version{}}
+	n := &node{id: id, group: group, names: names, serves: map[string]secret.Version{}, received: map[string]secret.Version{}}
+	n.reset()
 	n.connect()
 	r.fleet.edit(func() { r.fleet.nodes = append(r.fleet.nodes, n) })
 	return n

@@ -39,15 +39,24 @@ type model struct {
 	*rig
 	random *rand.Rand
 	names  []string
-	served map[string]map[string]bool          // group -> names that it has had
-	banned map[holdID]map[string]bool          // held hard -> groups that were at it then
-	good   map[*node]map[string]secret.Version // what a node went on with last
+	served map[string]map[string]bool           // group -> names that it has had
+	banned map[holdID]map[string]bool           // held hard -> groups that were at it then
+	good   map[*node]map[string]secret.Version  // what a node went on with last
+	had    map[string]map[string]secret.Version // group -> name -> version at the last check
+	ever   map[string]map[holdID]bool           // group -> versions that it has served
+	forced map[holdID]bool                      // versions that an operator let go on without an ACK
+	by     string                               // group that an operator has just moved
+	acks   map[*node]map[holdID]bool            // what a node has ever ACKed
+
+	refused map[*node]map[holdID]bool // and refused: the same bytes sent again are ACKed, but not served
 }
 
 func newModel(t *testing.T, promotion string, random *rand.Rand) *model {
 	m := &model{
 		rig: newRig(t, waves(promotion, "canary", "eu us", "rest")), random: random, names: []string{"a", "b", "d"},
 		served: map[string]map[string]bool{}, banned: map[holdID]map[string]bool{}, good: map[*node]map[string]secret.Version{},
+		had: map[string]map[string]secret.Version{}, ever: map[string]map[holdID]bool{}, forced: map[holdID]bool{}, acks: map[*node]map[holdID]bool{},
+		refused: map[*node]map[holdID]bool{},
 	}
 	for _, g := range []string{"canary", "canary", "eu", "us", "rest"} {
 		m.node(fmt.Sprintf("n%d", len(m.fleet.nodes)), g, m.names[:1+random.IntN(3)]...)
@@ -60,6 +69,7 @@ func (m *model) act() string {
 	n := m.fleet.nodes[m.random.IntN(len(m.fleet.nodes))]
 	name := m.names[m.random.IntN(len(m.names))]
 	group := m.policy.Groups()[m.random.IntN(4)]
+	m.by = ""
 	switch k := m.random.IntN(20); {
 	case k < 5:
 		m.accept(name)
@@ -86,15 +96,19 @@ func (m *model) act() string {
 		})
 		return n.id + " goes, or comes"
 	case k == 12:
+		m.noteForced()
 		m.tolerate(m.c.Promote(m.ctx(), group, 0, alice))
 		return "promote " + group
 	case k == 13:
+		m.by = group
 		m.tolerate(m.c.Rollback(m.ctx(), group, alice))
 		return "rollback " + group
 	case k == 14:
+		m.by = group
 		m.tolerate(m.c.PromoteTo(m.ctx(), group, 1+m.random.Uint64N(m.cache.Latest()), alice))
 		return "promote to, " + group
 	case k == 15:
+		m.by = group
 		m.tolerate(m.c.RollbackTo(m.ctx(), group, 1+m.random.Uint64N(m.cache.Latest()), alice))
 		return "rollback to, " + group
 	case k == 16:
@@ -132,6 +146,7 @@ func (m *model) tolerate(any, error) {}
 func (m *model) check(what string) {
 	m.t.Helper()
 	m.checkDurable(what)
+	m.checkWaves(what)
 	moving := map[string]uint64{}
 	for _, r := range m.c.Active() {
 		for _, g := range r.occupies() {
@@ -175,6 +190,88 @@ func (m *model) check(what string) {
 		}
 		m.good[n] = maps.Clone(n.serves)
 	}
+}
+
+// noteForced notes what the next promotion lets go on without an ACK.
+func (m *model) noteForced() {
+	for _, r := range m.c.Active() {
+		if w := r.current(); w != nil && w.Stalled {
+			for _, c := range r.Change {
+				m.forced[holdID{c.Secret, c.To}] = true
+			}
+		}
+	}
+}
+
+// checkWaves checks that a group which has got a version it never had, under a name that it had, got it after the earlier waves.
+func (m *model) checkWaves(what string) {
+	m.t.Helper()
+	for _, n := range m.fleet.nodes {
+		if m.acks[n] == nil {
+			m.acks[n], m.refused[n] = map[holdID]bool{}, map[holdID]bool{}
+		}
+		for name, versions := range n.nacked {
+			for v := range versions {
+				m.refused[n][holdID{name, v}] = true
+			}
+		}
+		for name, v := range n.acked {
+			m.acks[n][holdID{name, v}] = true
+		}
+	}
+	for _, g := range m.policy.Groups() {
+		if m.ever[g] == nil {
+			m.ever[g] = map[holdID]bool{}
+		}
+		now := maps.Collect(m.mustAt(g).Secrets.All())
+		for name, v := range now {
+			id := holdID{name, v}
+			if m.had[g][name] != "" && !m.ever[g][id] && !m.forced[id] && m.by != g {
+				m.checkEarlier(what, g, id)
+			}
+			m.ever[g][id] = true
+		}
+		m.had[g] = now
+	}
+}
+
+// checkEarlier checks that each wave before the group's has ACKed a version: one of its nodes at least, and none has refused it.
+func (m *model) checkEarlier(what, group string, id holdID) {
+	m.t.Helper()
+	for _, wave := range m.policy.Waves {
+		if slices.Contains(wave, group) {
+			return
+		}
+		there, acked := "", false
+		for _, n := range m.fleet.nodes {
+			if !slices.Contains(wave, n.group) || !slices.Contains(n.names, id.secret) || m.passed(n.group, id) {
+				continue
+			}
+			acked = acked || m.acks[n][id]
+			if n.connected {
+				there = n.id
+			}
+			if n.nacked[id.secret][id.version] {
+				m.t.Errorf("%s: %s got %s of %s, which %s of %s has refused", what, group, id.version.Short(), id.secret, n.id, n.group)
+			}
+		}
+		if there != "" && !acked {
+			m.t.Errorf("%s: %s got %s of %s, which no node of %v has ACKed; %s is there", what, group, id.version.Short(), id.secret, wave, there)
+		}
+	}
+}
+
+// passed reports whether a group is at a newer version.
+func (m *model) passed(group string, id holdID) bool {
+	versions, err := m.cache.Versions(m.ctx(), id.secret)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	at := m.at(group, id.secret)
+	place := func(v secret.Version) int {
+		return slices.IndexFunc(versions, func(meta cache.Meta) bool { return meta.Version == v })
+	}
+	return at != id.version && place(at) >= 0 && place(at) < place(id.version)
 }
 
 // checkDurable opens what is stored beside what runs, and compares.
@@ -228,7 +325,7 @@ func (m *model) end() {
 	}
 	for _, n := range m.fleet.nodes {
 		for _, name := range n.names {
-			if want := m.at(n.group, name); n.serves[name] != want {
+			if want := m.at(n.group, name); n.serves[name] != want && !m.refused[n][holdID{name, want}] {
 				m.t.Errorf("node %s serves %s of %s, want %s", n.id, short(n.serves[name]), name, short(want))
 			}
 		}

@@ -122,17 +122,23 @@ func (t *transaction) let(ctx context.Context, id uint64, group string, op Opera
 		return nil
 	}
 	wave := r.waveOf(group)
-	if wave < r.Wave || r.Waves[wave].State != Pending {
+	if wave < r.Wave {
+		return nil
+	}
+	w := r.current()
+	stalled := w.State == Moving && w.Stalled
+	if r.Waves[wave].State != Pending && !stalled {
 		return nil
 	}
 	p.add(r, wave)
-	if r.Waves[wave].Promoted {
+	if r.Waves[wave].Promoted && !stalled {
 		return nil // it is on its way
 	}
 	r = t.edit(id)
 	for i := r.Wave; i <= wave; i++ {
 		r.Waves[i].Promoted = true
 	}
+	r.current().Forced = stalled
 	r.log(t.now, r.State, op.because("promoted up to "+group), op.By)
 	_, err := t.advance(ctx, r)
 	return err

@@ -95,6 +95,7 @@ func (t *transaction) propose(ctx context.Context, in intent) (uint64, error) {
 	name, version := in.secret, in.version
 	id, covered := t.carriers(name, version)
 	t.supersede(name, version, in.reason)
+	given := maps.Clone(covered)
 	maps.Copy(covered, in.leave)
 	lacking, behind := t.sort(name, version, covered)
 	if len(lacking) > 0 {
@@ -111,16 +112,34 @@ func (t *transaction) propose(ctx context.Context, in intent) (uint64, error) {
 	if version == "" {
 		kind = Remove
 	}
-	var waves [][]string
-	for _, groups := range t.policy.Waves {
-		if w := slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return !slices.Contains(behind, g) }); len(w) > 0 {
-			waves = append(waves, w)
-		}
-	}
+	waves := t.wavesOf(name, version, behind, given)
 	from, _ := t.has(behind[len(behind)-1], name)
 	r := t.create([]Change{{Secret: name, From: from, To: version, Kind: kind}}, waves, in.reason, in.by)
 	_, err := t.advance(ctx, r)
 	return r.ID, err
+}
+
+// wavesOf returns the waves of the groups that are behind. Before the last of them stand also the groups that serve the version already,
+// or are being given it: their nodes have to ACK it before a later wave moves.
+func (t *transaction) wavesOf(name string, version secret.Version, behind []string, given map[string]bool) [][]string {
+	last := 0
+	for i, groups := range t.policy.Waves {
+		if slices.ContainsFunc(groups, func(g string) bool { return slices.Contains(behind, g) }) {
+			last = i
+		}
+	}
+	var waves [][]string
+	for i, groups := range t.policy.Waves[:last+1] {
+		without := func(g string) bool {
+			have, ok := t.has(g, name)
+			asked := i < last && version != "" && (ok && have == version || given[g])
+			return !asked && !slices.Contains(behind, g)
+		}
+		if w := slices.DeleteFunc(slices.Clone(groups), without); len(w) > 0 {
+			waves = append(waves, w)
+		}
+	}
+	return waves
 }
 
 // carriers returns the groups to which rollouts under way bring exactly this version, and the newest of these rollouts.
@@ -170,6 +189,7 @@ func (t *transaction) supersede(name string, version secret.Version, reason stri
 			continue
 		}
 		r = t.edit(id)
+		t.holdRefused(r)
 		if w := r.current(); w != nil {
 			w.Members = nil
 		}

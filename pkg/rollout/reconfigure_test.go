@@ -263,3 +263,76 @@ func (f *refuser) Commit(ctx context.Context, conditions []store.Condition, oper
 	}
 	return f.Store.Commit(ctx, conditions, operations)
 }
+
+func TestRestartDoesNotAddGroupsToARollout(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "production"))
+	r.node("c1", "canary", "www")
+	p := r.node("p1", "production", "www")
+	v1, v2 := r.serve("www"), r.serve("www") // v2 waits for production
+	p.refuses = func(_ string, v secret.Version) bool { return v != v1 && v != v2 }
+	v3 := r.serve("www")
+	r.promote("production") // refused: canary stays at v3
+	r.reconfigure(r.policy) // brings v2 to production
+	for range 2 {
+		r.settle()
+		r.want("www", versions{"canary": v3, "production": v1})
+		r.restart()
+	}
+	r.reconfigure(r.policy.with("production", "canary"))
+	r.settle()
+	r.want("www", versions{"canary": v3, "production": v2})
+}
+
+func TestGroupThatComesBackStartsLikeANewOne(t *testing.T) {
+	run(t, waves("manual", "canary", "production", "edge"), func(t *testing.T, r *rig) {
+		gone, kept := r.serve("gone"), r.acceptFor("www", 5*time.Hour)
+		r.settle()
+		r.want("www", r.all(kept))
+		r.reconfigure(r.policy.with("canary", "production"))
+		r.policy.Managed = func(name string) bool { return name != "gone" }
+		r.reconfigure(r.policy)
+		v2 := r.serve("www")
+		r.promote("production")
+		r.want("gone", versions{"canary": "", "production": "", "edge": gone})
+		r.pass(6 * time.Hour)
+		r.restart()
+		r.reconfigure(r.policy.with("canary", "production", "edge"))
+		r.settle()
+		r.want("www", r.all(v2))
+		r.want("gone", r.all(""))
+		if n := len(r.cache.Moves("edge")); n != 0 {
+			t.Errorf("it has %d moves that can be taken back, want none", n)
+		}
+	})
+}
+
+func TestGroupsThatAllComeBackKeepWhatMayBeServed(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "production"))
+	v1 := r.serve("www")
+	r.reconfigure(r.policy.with("other"))
+	r.settle()
+	r.reconfigure(r.policy.with("canary", "production"))
+	r.settle()
+	r.want("www", r.all(v1))
+}
+
+func TestRemovalWaitsForAPromotionWhereNodesSubscribe(t *testing.T) {
+	run(t, waves("auto", "canary", "eu", "us"), func(t *testing.T, r *rig) {
+		r.node("c1", "canary", "www")
+		us := r.node("u1", "us", "www")
+		v1 := r.serve("www")
+		r.policy.Managed = func(string) bool { return false }
+		r.settleTime = 10 * time.Second
+		r.restart()
+		r.settle() // eu has no node, but nobody knows that yet
+		r.want("www", versions{"canary": "", "eu": v1, "us": v1})
+		r.pass(20 * time.Second)
+		r.want("www", versions{"canary": "", "eu": "", "us": v1})
+		if a := r.c.Active(); len(a) != 1 || a[0].State != Waiting || !strings.Contains(a[0].Reason, "promotion of us: nodes there subscribe") {
+			t.Errorf("got %+v, want one that waits for us and says why", a)
+		}
+		us.names = nil
+		r.settle()
+		r.want("www", r.all(""))
+	})
+}

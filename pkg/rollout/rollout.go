@@ -73,8 +73,11 @@ type Wave struct {
 	Promoted bool      `json:"promoted,omitempty"` // an operator let it go
 	Moved    []string  `json:"moved,omitempty"`    // groups that are switched
 	At       time.Time `json:"at,omitzero"`        // when the first group was switched
-	Members  []Member  `json:"members,omitempty"`  // while it moves: nodes that subscribed when their group was switched; up to maxMembers
+	Members  []Member  `json:"members,omitempty"`  // while it moves: nodes that subscribed when their group was switched, or within node_grace before; up to maxMembers
 	Back     string    `json:"back,omitempty"`     // why its groups are taken back
+	Early    bool      `json:"early,omitempty"`    // switched so soon after a start that Members may lack nodes
+	Stalled  bool      `json:"stalled,omitempty"`  // every member went without an ACK; it holds no slot any more
+	Forced   bool      `json:"forced,omitempty"`   // an operator let it pass when it was stalled
 }
 
 // maxMembers bounds the members of a wave, so that its rollout fits into one commit. The nodes beyond them are waited for while they
@@ -141,7 +144,7 @@ func (r *Rollout) current() *Wave {
 // occupies returns the groups that no other change may move now. Additions hold no slot.
 func (r *Rollout) occupies() []string {
 	w := r.current()
-	if w == nil || r.State.Ended() || r.addition() || (w.State != Moving && w.State != RolledBack) {
+	if w == nil || r.State.Ended() || r.addition() || w.Stalled || (w.State != Moving && w.State != RolledBack) {
 		return nil
 	}
 	return w.Groups
@@ -155,6 +158,11 @@ func (r *Rollout) addition() bool {
 		}
 	}
 	return true
+}
+
+// removal reports whether the rollout takes names away: no node ACKs that.
+func (r *Rollout) removal() bool {
+	return !slices.ContainsFunc(r.Change, func(c Change) bool { return c.To != "" })
 }
 
 // waveOf returns the index of the wave that holds the group, or -1.

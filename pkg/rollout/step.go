@@ -111,7 +111,7 @@ func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error
 		r.log(t.now, Done, "every wave is done", "")
 		return time.Time{}, nil
 	case w.State == Pending:
-		return time.Time{}, t.enter(ctx, r, w)
+		return t.enter(ctx, r, w)
 	case w.State == RolledBack:
 		return time.Time{}, t.takeBack(ctx, r, w, w.Back)
 	case w.State == Moving && len(w.Moved) < len(w.Groups):
@@ -124,23 +124,62 @@ func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error
 	}
 }
 
-// enter switches a wave's groups, unless it waits for a promotion or for another change.
-func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) error {
+// enter switches a wave's groups, unless an earlier group has refused or not ACKed the version, or the wave waits for a promotion or for
+// another change.
+func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
 	for _, c := range r.Change {
 		if h, held := t.held(c.Secret, c.To); held { // by a node of another rollout, or by an operator
 			r.log(t.now, RolledBack, fmt.Sprintf("%s version %s is held (%s): %s", c.Secret, c.To.Short(), h.Kind, h.Reason), "")
-			return nil
+			return time.Time{}, nil
 		}
 	}
-	if t.policy.Manual && !w.Promoted && !r.addition() && !slices.ContainsFunc(w.Groups, t.policy.first) && t.needsMove(r, w) {
-		r.log(t.now, Waiting, "for a promotion of "+some(w.Groups), "")
-		return nil
+	e := t.askEarlier(r, w)
+	if e.nack != nil {
+		t.hold(e.nack.Secret, e.nack.Version, Hard, e.reason)
+		return time.Time{}, t.giveUp(ctx, r, e)
 	}
-	if t.occupied(r, w) {
+	if wait, reason := t.wantsPromotion(r, w); wait {
+		r.log(t.now, Waiting, reason, "")
+		return time.Time{}, nil
+	}
+	switch {
+	case e.late:
+		for _, c := range r.Change {
+			t.hold(c.Secret, c.To, Soft, e.reason)
+		}
+		return time.Time{}, t.giveUp(ctx, r, e)
+	case e.reason != "":
+		r.log(t.now, Waiting, e.reason, "")
+		return e.recheck, nil
+	case r.removal() && t.now.Before(t.c.settled) && !t.firstWave(w):
+		r.log(t.now, Waiting, "until the nodes had the time to come back after the start", "")
+		return t.c.settled, nil
+	case t.occupied(r, w):
 		r.log(t.now, Waiting, "until another change has left "+some(w.Groups), "")
-		return nil
+		return time.Time{}, nil
 	}
-	return t.move(ctx, r, w)
+	return time.Time{}, t.move(ctx, r, w)
+}
+
+// firstWave reports whether the wave may move without a promotion, whatever the policy.
+func (t *transaction) firstWave(w *Wave) bool { return slices.ContainsFunc(w.Groups, t.policy.first) }
+
+// wantsPromotion reports whether a wave waits for an operator, and why: where the policy is manual, and where nodes would lose a name
+// that they subscribe to.
+func (t *transaction) wantsPromotion(r *Rollout, w *Wave) (bool, string) {
+	if w.Promoted || r.addition() || t.firstWave(w) || !t.needsMove(r, w) {
+		return false, ""
+	}
+	reason := "for a promotion of " + some(w.Groups)
+	if !r.removal() {
+		return t.policy.Manual, reason
+	}
+	for _, nodes := range t.c.progress(r, w) {
+		if slices.ContainsFunc(nodes, func(n NodeProgress) bool { return n.Connected }) {
+			return true, reason + ": nodes there subscribe to what is removed"
+		}
+	}
+	return t.policy.Manual, reason
 }
 
 // needsMove reports whether a group of the wave is not at the wanted versions yet.
@@ -191,23 +230,41 @@ func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
 		return nil // the commit is full; the next one begins
 	}
 	if w.State != Moving {
-		w.State, w.At = Moving, t.now
+		w.State, w.At, w.Early = Moving, t.now, t.now.Before(t.c.settled)
 		w.Snapshot = t.Target(w.Groups[0]).Number
 	}
 	r.log(t.now, Moving, fmt.Sprintf("wave %d (%s) was switched", r.Wave+1, some(w.Groups)), "")
 	return nil
 }
 
-// muster notes which nodes of a group have to ACK.
+// muster notes which nodes of a group have to ACK: those that are connected, and those that were a moment ago.
 func (t *transaction) muster(r *Rollout, w *Wave, group string) {
+	known := make(map[string]bool, len(w.Members))
+	for _, m := range w.Members {
+		known[m.Node] = true
+	}
+	members := slices.Clone(w.Members)
 	for _, n := range t.c.fleet.Progress(group, r.wants()) {
-		if !n.Connected {
+		key := memberKey(group, n.Identity, n.Node)
+		if known[key] || !n.Connected && !t.now.Before(n.LastSeen.Add(t.policy.NodeGrace)) {
 			continue
 		}
 		w.Nodes.Expected++
-		if len(w.Members) < maxMembers {
-			w.Members = append(w.Members, Member{Node: memberKey(group, n.Identity, n.Node)})
+		if len(members) < maxMembers {
+			members = append(members, Member{Node: key, Gone: n.gone()})
 		}
+	}
+	w.Members = members
+}
+
+// musterAgain completes the members of a wave that was switched before the nodes had the time to come back.
+func (t *transaction) musterAgain(r *Rollout, w *Wave) {
+	if !w.Early || t.now.Before(t.c.settled) {
+		return
+	}
+	w.Early, t.touched = false, true
+	for _, g := range w.Groups {
+		t.muster(r, w, g)
 	}
 }
 
@@ -218,6 +275,7 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 		unsent = map[string]time.Time{}
 		t.c.unsent[r.ID] = unsent
 	}
+	t.musterAgain(r, w)
 	v := jury{policy: t.policy, now: t.now, unsent: unsent}.judge(*w, t.c.progress(r, w))
 	w.Nodes = v.nodes
 	switch {
@@ -231,14 +289,37 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 			t.hold(c.Secret, c.To, Soft, reason)
 		}
 		return time.Time{}, t.takeBack(ctx, r, w, reason)
-	case v.nodes.Expected == 0 && t.now.Before(t.c.settled) && !r.addition():
-		return t.c.settled, nil
-	case v.passed():
-		delete(t.c.unsent, r.ID)
-		w.State, w.Members = Done, nil
-		return t.advance(ctx, r) // the next wave in the same commit
-	case v.changed:
+	case w.Forced:
+		return t.pass(ctx, r, w)
+	case !v.passed():
+	case t.unsettled(r, w, &v):
+		v.wakeAt(t.c.settled)
+	case len(w.Members) > 0 && v.nodes.Acked == 0 && !r.addition() && !r.removal():
+		t.stall(r, w)
+	default:
+		return t.pass(ctx, r, w)
+	}
+	if v.changed {
 		w.Members, t.touched = v.members, true
 	}
 	return v.recheck, nil
+}
+
+// pass ends a moving wave; the next one moves in the same commit.
+func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
+	delete(t.c.unsent, r.ID)
+	w.State, w.Members, w.Early, w.Stalled = Done, nil, false, false
+	return t.advance(ctx, r)
+}
+
+// unsettled reports whether nodes may still be on their way back after a start: some are missing, or it is not known which there are.
+func (t *transaction) unsettled(r *Rollout, w *Wave, v *verdict) bool {
+	return t.now.Before(t.c.settled) && !r.addition() && (w.Early || len(w.Members) == 0 || v.nodes.Acked < len(w.Members))
+}
+
+// stall says that a wave goes on only when a node ACKs, or an operator says so: every member went without a word. It lets other changes
+// move its groups meanwhile.
+func (t *transaction) stall(r *Rollout, w *Wave) {
+	w.Stalled = true
+	r.log(t.now, Moving, fmt.Sprintf("no node of %s has ACKed, and none is there: it goes on when one does, or when the group is promoted", some(w.Groups)), "")
 }

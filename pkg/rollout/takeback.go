@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 // takeBack moves the wave's groups back to what each of them left, as many as fit into this commit. An addition stays: nothing was
@@ -25,43 +28,118 @@ func (t *transaction) takeBack(ctx context.Context, r *Rollout, w *Wave, reason 
 			return nil
 		}
 		last := len(w.Moved) - 1
-		if err := t.undo(ctx, w.Moved[last], r.ID, reason); err != nil {
+		stays, err := t.undo(ctx, w.Moved[last], r, reason)
+		if err != nil {
 			return err
+		}
+		if stays != "" && !strings.HasSuffix(w.Back, stays) {
+			w.Back += stays
 		}
 		w.Moved = w.Moved[:last]
 	}
-	r.log(t.now, RolledBack, reason, "")
+	r.log(t.now, RolledBack, w.Back, "")
 	return nil
 }
 
-// undo applies the from values of the move that the rollout made in a group. An entry that is something else by now is skipped, and so
-// is one that has expired or is no longer stored: the new version, which other nodes may serve well, is better than that.
-func (t *transaction) undo(ctx context.Context, group string, id uint64, reason string) error {
+// undo takes a group back from what the rollout brings to what its history has before; see fallback. What it cannot take back stays,
+// and the returned text says so: the new version, which other nodes may serve well, is better than an expired or a refused one.
+func (t *transaction) undo(ctx context.Context, group string, r *Rollout, reason string) (stays string, err error) {
 	moves := t.c.cache.Moves(group)
-	i := len(moves) - 1
-	for i >= 0 && moves[i].Rollout != id {
-		i--
-	}
-	if i < 0 {
-		return nil // the group had nothing to move
-	}
-	back, err := t.backwards(ctx, group, moves[i])
-	if err != nil {
-		return err
-	}
-	for name := range back {
-		if problem, err := t.unfit(ctx, name, back[name]); err != nil {
-			return err
-		} else if problem != "" {
-			delete(back, name)
+	back := map[string]secret.Version{}
+	why := cache.Why{Reason: "taken back: " + reason, Rollout: r.ID, Direction: cache.Beside}
+	for _, c := range r.Change {
+		if have, _ := t.has(group, c.Secret); have != c.To {
+			continue // it is something else by now
 		}
-	}
-	why := cache.Why{Reason: "taken back: " + reason, Rollout: id, Direction: cache.Back, Keep: i}
-	if i < len(moves)-1 { // an operator's move came later; it can still be taken back
-		why.Direction = cache.Beside
+		to, by, ok, err := t.fallback(ctx, group, moves, c)
+		switch {
+		case err != nil:
+			return "", err
+		case !ok:
+			stays += fmt.Sprintf("; %s of %s stays: there is no earlier version that may be served", c.Secret, group)
+			continue
+		case by == len(moves)-1 && moves[by].Rollout == r.ID: // else an operator's move, say, that can still be taken back
+			why.Direction, why.Keep = cache.Back, by
+		}
+		back[c.Secret] = to
 	}
 	_, err = t.Move(ctx, group, back, why)
-	return err
+	return stays, err
+}
+
+// fallback returns the version that a group goes back to from a change, and the index of the move that brought the change: the newest
+// version before it that is stored, neither expired nor held, and was carried through in this group. One that was superseded
+// before the nodes had ACKed it comes only after those.
+func (t *transaction) fallback(ctx context.Context, group string, moves []cache.Move, c Change) (to secret.Version, by int, ok bool, err error) {
+	by, to, err = t.brought(ctx, moves, c.Secret, c.To)
+	var spare *secret.Version
+	for i := by; i >= 0 && err == nil; {
+		fit := false
+		if fit, err = t.usable(ctx, c.Secret, to); err != nil {
+			break
+		}
+		var before int
+		var from secret.Version
+		if before, from, err = t.brought(ctx, moves[:i], c.Secret, to); err != nil {
+			break
+		}
+		var sure bool
+		if sure, err = t.confirmed(ctx, group, moves, before); err != nil {
+			break
+		}
+		if fit && sure {
+			return to, by, true, nil
+		}
+		if fit && spare == nil {
+			spare = new(to)
+		}
+		i, to = before, from
+	}
+	if err != nil || spare == nil {
+		return "", by, false, err
+	}
+	return *spare, by, true, nil
+}
+
+// brought returns the index of the last move that brought a version of a secret, and what was there before; -1 if none did.
+func (t *transaction) brought(ctx context.Context, moves []cache.Move, name string, v secret.Version) (int, secret.Version, error) {
+	for i, m := range slices.Backward(moves) {
+		entries, err := t.c.cache.Entries(ctx, m)
+		if err != nil {
+			return -1, "", err
+		}
+		for _, e := range entries {
+			if e.Secret == name && e.To == v {
+				return i, e.From, nil
+			}
+		}
+	}
+	return -1, "", nil
+}
+
+// usable reports whether a version may be served again.
+func (t *transaction) usable(ctx context.Context, name string, v secret.Version) (bool, error) {
+	if _, held := t.held(name, v); held {
+		return false, nil
+	}
+	problem, err := t.unfit(ctx, name, v)
+	return problem == "", err
+}
+
+// confirmed reports whether a move was carried through: its rollout's wave ended with ACKs. A move of an operator, or none at all, is.
+func (t *transaction) confirmed(ctx context.Context, group string, moves []cache.Move, i int) (bool, error) {
+	if i < 0 || moves[i].Rollout == 0 {
+		return true, nil
+	}
+	r, err := t.c.Rollout(ctx, moves[i].Rollout)
+	if errors.Is(err, ErrNoRollout) {
+		return true, nil // so long ago that it is forgotten
+	}
+	if err != nil {
+		return false, err
+	}
+	w := r.waveOf(group)
+	return w < 0 || r.Waves[w].State == Done, nil
 }
 
 // retrySoftHolds gives the secrets whose soft hold has ended a rollout of their own again, unless a newer version has taken over.

@@ -145,15 +145,40 @@ func (t *transaction) commit(ctx context.Context) error {
 	for _, r := range records {
 		t.Add(nil, r.operation)
 	}
+	forgotten := t.forgotten(records)
+	for _, id := range forgotten {
+		t.Add(nil, store.Delete(rolloutKey(id)))
+	}
 	if t.Empty() {
 		return nil
 	}
 	if err := t.Commit(ctx); err != nil {
-		t.c.doubt = true
+		t.suspect()
 		return err
 	}
+	t.c.history = t.c.history[len(forgotten):]
 	t.publish(ctx, records)
 	return nil
+}
+
+// forgotten returns the ended rollouts that are too many once the records are stored, as many as fit beside them.
+func (t *transaction) forgotten(records []record) []uint64 {
+	over := len(t.c.history) - keptRollouts
+	for _, r := range records {
+		if r.rollout != nil && r.rollout.State.Ended() {
+			over++
+		}
+	}
+	if over <= 0 || len(records) == 0 {
+		return nil
+	}
+	return t.c.history[:min(over, len(t.c.history), maxRecords-len(records))]
+}
+
+// suspect notes that a commit failed, and which rollouts may have become something else.
+func (t *transaction) suspect() {
+	t.c.doubt = true
+	t.c.suspects = slices.AppendSeq(t.c.suspects, maps.Keys(t.rollouts))
 }
 
 // fitting returns how many of the records fit into one commit; at least 1.
@@ -210,7 +235,7 @@ func (t *transaction) commitEarly(ctx context.Context, records []record) error {
 		operations = append(operations, r.operation)
 	}
 	if _, err := t.c.store.Commit(ctx, nil, operations); err != nil {
-		t.c.doubt = true
+		t.suspect()
 		return fmt.Errorf("store the holds: %w", err)
 	}
 	t.publish(ctx, records)
@@ -227,6 +252,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 			c.set(r.rollout)
 			if r.rollout.State.Ended() {
 				c.ended[r.rollout.State]++
+				c.remember(r.rollout)
 				delete(c.unsent, r.rollout.ID)
 			}
 		case r.hold == nil:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -121,6 +122,7 @@ func TestRestartKeepsEveryGroupWhereItWas(t *testing.T) {
 	f := startFleet(e, one(true))
 	ctx := e.Ready()
 	renew(ctx, t, f, "issued") // canary is now ahead of production
+	expectRollout(ctx, t, f, "waiting") // canary has ACKed
 	must(t, f.WaitSynced(ctx))
 	before, err := f.Versions(ctx, site)
 	must(t, err)
@@ -152,8 +154,8 @@ func contextUpdates(ctx context.Context, t testing.TB, f *fleet.Fleet) map[strin
 	for group, envoy := range f.Envoys {
 		stats, err := envoy.Stats(ctx, "ssl_context_update_by_sds")
 		must(t, err)
-		for _, v := range stats {
-			out[group] += v + " "
+		for _, name := range slices.Sorted(maps.Keys(stats)) {
+			out[group] += name + "=" + stats[name] + " "
 		}
 	}
 	return out

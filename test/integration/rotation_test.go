@@ -121,7 +121,7 @@ func TestRestartKeepsEveryGroupWhereItWas(t *testing.T) {
 	e := testenv.NewT(t)
 	f := startFleet(e, one(true))
 	ctx := e.Ready()
-	renew(ctx, t, f, "issued") // canary is now ahead of production
+	renew(ctx, t, f, "issued")          // canary is now ahead of production
 	expectRollout(ctx, t, f, "waiting") // canary has ACKed
 	must(t, f.WaitSynced(ctx))
 	before, err := f.Versions(ctx, site)

@@ -79,13 +79,21 @@ func (c *channels) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	var events <-chan fsnotify.Event
-	var failures <-chan error
 	watch, err := newPathWatch(c.paths())
 	if err != nil {
 		c.log.WarnContext(ctx, "the files of xds.listeners[].tls are not watched; they are looked at every minute, and on SIGHUP", "err", err)
 	} else {
 		defer watch.close()
+	}
+	c.loop(ctx, watch)
+	return nil
+}
+
+// loop is Run without a watch where that is nil.
+func (c *channels) loop(ctx context.Context, watch *pathWatch) {
+	var events <-chan fsnotify.Event
+	var failures <-chan error
+	if watch != nil {
 		events, failures = watch.watcher.Events, watch.watcher.Errors
 	}
 	look := time.NewTicker(channelLook)
@@ -94,7 +102,7 @@ func (c *channels) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-due:
 			due = nil
 			if watch != nil {

@@ -111,7 +111,8 @@ func (c *channels) loop(ctx context.Context, watch *pathWatch) {
 			c.look(ctx, time.Now())
 			continue
 		case <-events:
-		case <-failures: // events were lost
+		case err := <-failures: // events were lost
+			c.log.WarnContext(ctx, "watching the files of xds.listeners[].tls", "err", err)
 		case <-c.signals:
 		case <-look.C:
 		}

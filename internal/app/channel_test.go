@@ -252,9 +252,8 @@ func TestChangesAreSeen(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 90*24*time.Hour)
-			real := filepath.Dir(w.files.CertFile)
 			dir := filepath.Join(t.TempDir(), "current")
-			must(t, os.Symlink(real, dir))
+			must(t, os.Symlink(filepath.Dir(w.files.CertFile), dir))
 			for _, path := range []*string{&w.files.CertFile, &w.files.KeyFile, &w.files.ClientCAFile} {
 				*path = filepath.Join(dir, filepath.Base(*path))
 			}

@@ -56,24 +56,24 @@ func (w *pathWatch) close() { _ = w.watcher.Close() } // there is nothing left t
 func directories(path string) []string {
 	var found []string
 	links := 0
-	real, rest := "/", strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
+	dir, rest := "/", strings.Split(strings.Trim(filepath.Clean(path), "/"), "/")
 	for len(rest) > 0 {
-		next := filepath.Join(real, rest[0])
+		next := filepath.Join(dir, rest[0])
 		rest = rest[1:]
 		target, err := os.Readlink(next)
 		if err != nil { // no link, or not there
 			if len(rest) == 0 {
-				found = append(found, real)
+				found = append(found, dir)
 			}
-			real = next
+			dir = next
 			continue
 		}
-		found = append(found, real)
+		found = append(found, dir)
 		if links++; links > maxLinks {
 			break
 		}
 		if filepath.IsAbs(target) {
-			real = "/"
+			dir = "/"
 		}
 		rest = append(strings.Split(strings.Trim(target, "/"), "/"), rest...)
 	}

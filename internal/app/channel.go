@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,8 @@ const (
 	channelDebounce = 200 * time.Millisecond
 	// channelLook is how often the files and the time left are looked at besides: some file systems tell of no changes.
 	channelLook = time.Minute
+	// endingLines is how many client certificates are warned of one by one at a time.
+	endingLines = 10
 	// channelWarnings is the time between two warnings about one certificate.
 	channelWarnings = 24 * time.Hour
 )
@@ -48,6 +51,9 @@ type channels struct {
 	log       *slog.Logger
 	signals   <-chan os.Signal // ask for a look at the files
 	all       []*channel       // complete before Run
+
+	// ending are client certificates that were warned of, by identity. It belongs to Run.
+	ending map[string]time.Time
 }
 
 // open reads the files of a listener.
@@ -136,6 +142,7 @@ func (c *channels) paths() []string {
 
 // look takes up what has changed, and renews what is due.
 func (c *channels) look(ctx context.Context, now time.Time) {
+	c.warnOfNodes(ctx, now)
 	renewed := map[string]bool{} // certificate files: listeners may share them
 	for _, ch := range c.all {
 		c.reload(ctx, ch, now)
@@ -154,6 +161,29 @@ func (c *channels) look(ctx context.Context, now time.Time) {
 				"file", ch.files.CertFile, "not_after", leaf.NotAfter.UTC(), "err", err)
 		}
 	}
+}
+
+// warnOfNodes says once for each client certificate that it is close to its end and was not renewed.
+func (c *channels) warnOfNodes(ctx context.Context, now time.Time) {
+	ending := map[string]time.Time{}
+	for _, ch := range c.all {
+		maps.Copy(ending, ch.tls.Ending(now))
+	}
+	lines, more := 0, 0
+	for _, id := range slices.Sorted(maps.Keys(ending)) {
+		if ending[id].Equal(c.ending[id]) {
+			continue
+		}
+		if lines++; lines > endingLines {
+			more++
+			continue
+		}
+		c.log.WarnContext(ctx, "client certificate of a node ends, and was not renewed", "identity", id, "not_after", ending[id].UTC())
+	}
+	if more > 0 {
+		c.log.WarnContext(ctx, "client certificates of more nodes end, and were not renewed", "nodes", more)
+	}
+	c.ending = ending
 }
 
 // reload takes up files with another content than when they were read last. Files that are broken change nothing, and are logged once.

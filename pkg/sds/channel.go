@@ -76,6 +76,24 @@ func (c *Channel) open() []*channelConn {
 	return conns
 }
 
+// Ending returns the identities of connections whose client certificate is in the last part of its life, and when it ends. Their nodes were
+// made to connect anew before, and came back with it: nothing has renewed it.
+func (c *Channel) Ending(now time.Time) map[string]time.Time {
+	ending := map[string]time.Time{}
+	for _, conn := range c.open() {
+		leaf := conn.certificates[0]
+		if len(conn.identities) > 0 && !now.Before(reconnectAt(leaf)) {
+			ending[conn.identities[0]] = leaf.NotAfter
+		}
+	}
+	return ending
+}
+
+// reconnectAt is when a node has to come back, with a renewed certificate if there is one.
+func reconnectAt(leaf *x509.Certificate) time.Time {
+	return leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / reconnectFraction)
+}
+
 // track watches over a connection until it is closed. One without a client certificate is left alone: it is given nothing.
 func (c *Channel) track(raw, conn net.Conn, state tls.ConnectionState) (net.Conn, error) {
 	if len(state.VerifiedChains) == 0 {
@@ -85,7 +103,7 @@ func (c *Channel) track(raw, conn net.Conn, state tls.ConnectionState) (net.Conn
 	t := &channelConn{Conn: conn, raw: raw, channel: c, certificates: state.PeerCertificates, identities: peer.Identities}
 	now, leaf := time.Now(), state.PeerCertificates[0]
 	end := peer.Expires.Add(statusGrace)
-	if early := leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / reconnectFraction); c.renews && early.After(now) && early.Before(end) {
+	if early := reconnectAt(leaf); c.renews && early.After(now) && early.Before(end) {
 		end = early
 	}
 	c.mu.Lock()

@@ -145,6 +145,12 @@ func TestRenewedNodeComesBackBeforeTheOldCertificateEnds(t *testing.T) {
 		channel := NewChannel(f.ca.server(t))
 		buffer := f.listen(t, Listener{Channel: channel})
 		start := time.Now()
+		ending := func(want int) {
+			t.Helper()
+			if got := channel.Ending(time.Now()); len(got) != want {
+				t.Errorf("ending: %v, want %d", got, want)
+			}
+		}
 		config := f.ca.client(t, start.Add(5*time.Hour), "spiffe://edge.example/canary/1") // a life of 6 h, one of them over
 		current := config.Certificates[0]
 		config.Certificates = nil
@@ -167,10 +173,12 @@ func TestRenewedNodeComesBackBeforeTheOldCertificateEnds(t *testing.T) {
 		e.refused(codes.Unavailable)
 		canaryNode(t, conn, "edge-1")
 		ends(renewed)
+		ending(0)
 
 		// One that was not renewed comes back with the same certificate, and is left in peace until the end.
 		<-time.After(3*time.Hour + time.Second)
 		last := canaryNode(t, conn, "edge-1")
+		ending(1)
 		<-time.After(58 * time.Minute)
 		last.silent()
 		ends(renewed)

@@ -23,6 +23,8 @@ import (
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/internal/testenv"
 	"github.com/sds-server/sds-server/internal/testenv/fleet"
+	"github.com/sds-server/sds-server/pkg/store/bbolt"
+	"github.com/sds-server/sds-server/pkg/store/seal"
 )
 
 // production is the node that comes over mutual TLS.
@@ -140,6 +142,15 @@ func TestClientCertificateRenewal(t *testing.T) {
 	served(ctx, t, f, fleet.Production, *renew(ctx, t, f, "done").Serial)
 
 	// Too late: the connection ends with the certificate, Envoy serves what it has, and comes back when there is a new one.
+	must(t, testenv.Eventually(ctx, func(context.Context) error { // 5/6 of the life: it is warned of at the next look at the files
+		if left := time.Until(renewed.NotAfter.Add(-renewed.NotAfter.Sub(renewed.NotBefore) / 6)); left > -2*time.Second {
+			return fmt.Errorf("%v until Envoy has to come back", left)
+		}
+		return nil
+	}))
+	must(t, connected(ctx, f, true))
+	must(t, f.Server.Signal(syscall.SIGHUP))
+	must(t, f.Server.WaitLog(ctx, "client certificate of a node ends, and was not renewed"))
 	must(t, testenv.Eventually(ctx, func(context.Context) error {
 		if left := time.Until(renewed.NotAfter); left > 0 {
 			return fmt.Errorf("the certificate lasts for %v", left)
@@ -157,6 +168,53 @@ func TestClientCertificateRenewal(t *testing.T) {
 	must(t, connected(ctx, f, true))
 	served(ctx, t, f, fleet.Production, serial)
 	noneFailed(t, load)
+}
+
+// TestServerRenewsItsOwnCertificate starts with a certificate of the channel's CA that is about to end.
+func TestServerRenewsItsOwnCertificate(t *testing.T) {
+	e := testenv.NewT(t)
+	f := newFleet(e)
+	ctx := patient(t)
+	must(t, f.StartPebble(ctx))
+	must(t, f.Init(ctx))
+	must(t, f.Configure(one(false)))
+	old := shortServer(ctx, t, f, 20*time.Second)
+	must(t, f.StartServer(ctx))
+	must(t, f.StartEnvoys(ctx, site))
+	must(t, f.Server.WaitLog(ctx, "certificate of the xDS channel renewed"))
+	must(t, f.Server.WaitLog(ctx, "certificate of the xDS channel reloaded"))
+	got, _, err := testenv.Handshake(ctx, f.SDS, "localhost", nil)
+	must(t, err)
+	if got.NotAfter.Before(old.NotAfter.Add(800*24*time.Hour)) || fmt.Sprint(got.DNSNames, got.IPAddresses) != fmt.Sprint(old.DNSNames, old.IPAddresses) {
+		t.Errorf("the server has a certificate for %v %v until %v", got.DNSNames, got.IPAddresses, got.NotAfter)
+	}
+	served(ctx, t, f, fleet.Production, "")
+	// The next start finds a whole pair.
+	must(t, f.Server.Stop())
+	must(t, f.StartServer(ctx))
+	serverServes(ctx, t, f, got)
+	must(t, connected(ctx, f, true))
+}
+
+// shortServer gives a server that does not run yet a certificate with a short life.
+func shortServer(ctx context.Context, t testing.TB, f *fleet.Fleet, life time.Duration) *x509.Certificate {
+	t.Helper()
+	db, err := bbolt.Open(bbolt.Options{Path: filepath.Join(f.Dir, "data", "store.db")})
+	must(t, err)
+	s, err := seal.Open(ctx, db, filepath.Join(f.Dir, "seal.key"))
+	must(t, err)
+	defer func() { must(t, s.Close()) }()
+	ca, err := identity.Load(ctx, s)
+	must(t, err)
+	cert, key, err := ca.Server(identity.Names{DNS: []string{"localhost"}, IP: []net.IP{net.IPv4(127, 0, 0, 1).To4()}}, time.Now(), life)
+	must(t, err)
+	xds := filepath.Join(f.Dir, "xds")
+	replace(t, filepath.Join(xds, "server.key"), key)
+	replace(t, filepath.Join(xds, "server.crt"), cert)
+	block, _ := pem.Decode(cert)
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	return leaf
 }
 
 // TestStaticSecretsAreNotWatched is why the bootstrap needs a second file.

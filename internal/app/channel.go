@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -195,6 +196,9 @@ func (c *channels) reload(ctx context.Context, ch *channel, now time.Time) {
 	ch.seen = seen
 	log := c.log.With("listener", ch.listener)
 	loaded, err := sds.TLSConfig(ch.files.CertFile, ch.files.KeyFile, ch.files.ClientCAFile)
+	if err == nil {
+		err = closedToOthers(ch.files.KeyFile)
+	}
 	if err == nil && !now.Before(loaded.Certificates[0].Leaf.NotAfter) && now.Before(ch.leaf().NotAfter) {
 		err = errors.New("the new certificate has ended")
 	}
@@ -206,6 +210,15 @@ func (c *channels) reload(ctx context.Context, ch *channel, now time.Time) {
 	closed := ch.tls.Replace(loaded)
 	ch.warned = time.Time{}
 	log.InfoContext(ctx, "certificate of the xDS channel reloaded", "not_after", ch.leaf().NotAfter.UTC(), "closed_connections", closed)
+}
+
+// closedToOthers refuses a key that everyone can read or change, as the configuration does.
+func closedToOthers(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().Perm()&0o006 != 0 {
+		err = fmt.Errorf("%s is open to everyone (mode %04o)", path, info.Mode().Perm())
+	}
+	return err
 }
 
 // renew writes a new certificate and key over the files. The error says why this server may not.
@@ -235,13 +248,16 @@ func renewalDue(leaf *x509.Certificate, now time.Time) bool {
 	return leaf.NotAfter.Sub(now) <= leaf.NotAfter.Sub(leaf.NotBefore)/3
 }
 
-// digest is one of the content of the files; what cannot be read counts by its error.
+// digest is one of the content and the rights of the files; what cannot be read counts by its error.
 func digest(files config.ListenerTLS) [sha256.Size]byte {
 	sum := sha256.New()
 	for _, path := range []string{files.CertFile, files.KeyFile, files.ClientCAFile} {
 		data, err := os.ReadFile(path)
 		if err != nil {
 			data = []byte(err.Error())
+		}
+		if info, err := os.Stat(path); err == nil {
+			data = append(data, info.Mode().String()...)
 		}
 		one := sha256.Sum256(data)
 		_, _ = io.Writer(sum).Write(one[:]) // a hash never fails

@@ -219,6 +219,12 @@ func TestBrokenFilesKeepTheOldCertificate(t *testing.T) {
 		}
 	}
 	w.write(w.pair(90 * 24 * time.Hour))
+	must(t, os.Chmod(w.files.KeyFile, 0o604))
+	w.look(t.Context(), now)
+	if !w.leaf().Equal(old) || w.all[0].ok.Load() {
+		t.Error("a key that everyone can read was taken up")
+	}
+	must(t, os.Chmod(w.files.KeyFile, 0o600))
 	w.look(t.Context(), now)
 	if w.leaf().Equal(old) || !w.all[0].ok.Load() {
 		t.Error("the repaired pair was not taken up")

@@ -43,6 +43,7 @@ type channel struct {
 	// What follows belongs to Run.
 	seen   [sha256.Size]byte // of the files, when they were read last
 	warned time.Time         // that the certificate ends
+	tried  time.Time         // to renew it
 }
 
 // channels keeps the certificates of the SDS listeners fresh: changed files are taken up, and those that this server's own CA has signed
@@ -148,9 +149,11 @@ func (c *channels) look(ctx context.Context, now time.Time) {
 	for _, ch := range c.all {
 		c.reload(ctx, ch, now)
 		leaf := ch.leaf()
-		if !renewalDue(leaf, now) || renewed[ch.files.CertFile] {
+		// A try that fails half-way changes the directory, which brings the next look.
+		if !renewalDue(leaf, now) || renewed[ch.files.CertFile] || now.Sub(ch.tried) < channelLook {
 			continue
 		}
+		ch.tried = now
 		err := c.renew(ch, leaf, now)
 		if renewed[ch.files.CertFile] = err == nil; err == nil {
 			c.log.InfoContext(ctx, "certificate of the xDS channel renewed", "listener", ch.listener, "file", ch.files.CertFile)

@@ -198,6 +198,28 @@ func TestWhatIsNotRenewedIsWarnedOfOnceADay(t *testing.T) {
 	}
 }
 
+// TestFailedRenewalIsNotTriedAtEveryLook has a directory in which a renewal fails after it has begun.
+func TestFailedRenewalIsNotTriedAtEveryLook(t *testing.T) {
+	w := newWorld(t, 90*time.Hour)
+	must(t, os.Mkdir(filepath.Join(filepath.Dir(w.files.CertFile), "..data"), 0o700)) // a link cannot be renamed over a directory
+	now := time.Now().Add(61 * time.Hour)
+	w.look(t.Context(), now)
+	first := w.all[0].tried
+	for range 10 {
+		w.look(t.Context(), now.Add(channelDebounce))
+	}
+	if w.all[0].tried != first || w.text.count("is not renewed") != 1 {
+		t.Errorf("tried again at %v after %v, %s", w.all[0].tried, first, &w.text.text)
+	}
+	w.look(t.Context(), now.Add(channelLook))
+	if w.all[0].tried == first {
+		t.Error("not tried again after a minute")
+	}
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(w.files.CertFile), "..version-*")); err != nil || len(left) > 0 {
+		t.Errorf("left over: %v, %v", left, err)
+	}
+}
+
 func TestBrokenFilesKeepTheOldCertificate(t *testing.T) {
 	w := newWorld(t, 90*24*time.Hour)
 	old, now := w.leaf(), time.Now()

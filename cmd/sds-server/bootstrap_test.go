@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -39,12 +38,14 @@ func TestBootstrapsAreValid(t *testing.T) {
 		t.Run(name, func(t *testing.T) { validBootstrap(t, b, args) })
 	}
 
-	// With the second file in place Envoy takes up a renewed client certificate.
-	channel := b.ok("envoy", "bootstrap", "--group", "production", "--node", "p1", "--identity", identity, "--channel-secret")
-	b.must(os.WriteFile(filepath.Join(identity, "channel.yaml"), []byte(channel), 0o600))
+	// `identity issue` has written the file by which Envoy takes up a renewed client certificate, and the bootstrap refers to it.
 	out := validBootstrap(t, b, forms["tls"])
-	if !strings.Contains(out, filepath.Join(identity, "channel.yaml")) {
+	channel := filepath.Join(identity, "channel.yaml")
+	if !strings.Contains(out, channel) {
 		t.Errorf("channel.yaml is not referenced in %s", out)
+	}
+	if text, err := readText(channel); err != nil || text != b.ok("envoy", "bootstrap", "--group", "production", "--node", "p1", "--identity", identity, "--channel-secret") {
+		t.Errorf("--channel-secret prints something else than what is in channel.yaml: %s (%v)", text, err)
 	}
 	var form struct {
 		Config string `json:"config"`

@@ -38,8 +38,8 @@ func (c *cli) envoyBootstrap() *cobra.Command {
 		Long: `Prints a whole Envoy configuration for a node of the group: delta SDS from this server for every certificate that the group may have, a plain
 HTTP listener that routes ACME HTTP-01 challenges here and redirects the rest to HTTPS, and settings that were measured to matter.
 
-Over TCP the files of "identity issue --out DIR" are expected in --identity. With --channel-secret the small second file is printed that lets
-Envoy take up a renewed client certificate without a restart; store it as DIR/channel.yaml and it is referenced.`,
+Over TCP the files of "identity issue --out DIR" are expected in --identity: tls.crt, tls.key, ca.crt, and channel.yaml, by which Envoy takes up a
+renewed client certificate without a restart. With --channel-secret that file is printed instead, for certificates of another CA.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			text, err := c.renderBootstrap(cmd.Context(), f)
 			if err != nil {
@@ -51,14 +51,14 @@ Envoy take up a renewed client certificate without a restart; store it as DIR/ch
 	flags := cmd.Flags()
 	flags.StringVar(&f.group, "group", "", "the node's `group`")
 	flags.StringVar(&f.node, "node", "", "node.id (default: the host name)")
-	flags.StringVar(&f.identity, "identity", "/etc/envoy/sds", "`directory` with tls.crt, tls.key and ca.crt, for TCP")
+	flags.StringVar(&f.identity, "identity", "/etc/envoy/sds", "`directory` with tls.crt, tls.key, ca.crt and channel.yaml, for TCP")
 	flags.StringVar(&f.sds, "sds-address", "", "HOST:PORT at which Envoy reaches this server (default: the listener's own address)")
 	flags.StringVar(&f.https, "https", "0.0.0.0:443", "address of the TLS listener; empty for none")
 	flags.StringVar(&f.http, "http", "0.0.0.0:80", "address of the plain HTTP listener; empty for none")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9901", "address of Envoy's admin interface")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "only this `secret`, also one that does not exist yet; repeat it (default: all that the group may have)")
 	flags.BoolVar(&f.sotw, "sotw", false, "state of the world instead of delta")
-	flags.BoolVar(&f.channelSecret, "channel-secret", false, "print the file for the renewal of the client certificate instead")
+	flags.BoolVar(&f.channelSecret, "channel-secret", false, "print channel.yaml instead")
 	_ = cmd.MarkFlagRequired("group")
 	_ = cmd.MarkFlagDirname("identity")
 	c.groupNames().flag(cmd, "group")
@@ -127,13 +127,13 @@ func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, er
 		return o, fmt.Errorf("identity directory: %w", err)
 	}
 	o.SDS = bootstrap.SDS{
-		Address: address, CertFile: filepath.Join(dir, "tls.crt"), KeyFile: filepath.Join(dir, "tls.key"), CAFile: filepath.Join(dir, "ca.crt"),
+		Address: address, CertFile: filepath.Join(dir, certName), KeyFile: filepath.Join(dir, keyName), CAFile: filepath.Join(dir, caName),
 		ServerName: serverName(address, info.Server), Insecure: info.Plaintext,
 	}
 	if info.Plaintext {
 		o.SDS.CertFile, o.SDS.KeyFile, o.SDS.CAFile = "", "", ""
-	} else if _, err := os.Stat(filepath.Join(dir, "channel.yaml")); err == nil {
-		o.SDS.ChannelSDSFile = filepath.Join(dir, "channel.yaml")
+	} else { // Envoy cannot watch what stands in its bootstrap, static secrets included
+		o.SDS.ChannelSDSFile = filepath.Join(dir, channelName)
 	}
 	return o, nil
 }

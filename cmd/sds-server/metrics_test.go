@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"os"
@@ -11,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/sds-server/sds-server/internal/testenv"
 )
@@ -34,6 +37,17 @@ func TestMetricsAreDocumented(t *testing.T) {
 	n.refuse("no thanks")
 	b.importPair("www", "a2")
 	connect(t, b.SDSSocket(), "n2", "nowhere", "www")
+
+	dir := filepath.Join(b.Dir, "id")
+	b.ok("identity", "issue", "--group", "production", "--node", "n3", "--out", dir)
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
+	b.must(err)
+	ca, err := readText(filepath.Join(dir, "ca.crt"))
+	b.must(err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ca))
+	connectBy(t, b.SDS, credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}),
+		"n3", "production", "www")
 
 	want := documented(t)
 	b.eventually(func() error {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -40,7 +41,13 @@ type node struct {
 // connect opens a stream that subscribes to names. It ends with the test.
 func connect(tb testing.TB, socket, id, group string, names ...string) *node {
 	tb.Helper()
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return connectBy(tb, "unix://"+socket, insecure.NewCredentials(), id, group, names...)
+}
+
+// connectBy is connect to any target.
+func connectBy(tb testing.TB, target string, creds credentials.TransportCredentials, id, group string, names ...string) *node {
+	tb.Helper()
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds))
 	if err != nil {
 		tb.Fatal(err)
 	}

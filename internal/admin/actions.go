@@ -8,18 +8,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-const (
-	// maxIdentityDays bounds the life of a node certificate.
-	maxIdentityDays = 825
-	// minVersionPrefix is how many digits of a version name it: what tables show.
-	minVersionPrefix = 12
-)
+// minVersionPrefix is how many digits of a version name it: what tables show.
+const minVersionPrefix = 12
 
 func operator(r *http.Request, reason string) rollout.Operator {
 	return rollout.Operator{By: peerOf(r.Context()).String(), Reason: reason}
@@ -128,35 +123,4 @@ func (s *Server) group(r *http.Request) (GroupRequest, error) {
 		return req, unknownGroup(live, req.Group)
 	}
 	return req, nil
-}
-
-// issueIdentity signs the request of a node whose key was made in the command.
-func (s *Server) issueIdentity(r *http.Request) (any, error) {
-	var req IdentityRequest
-	if err := body(r, &req); err != nil {
-		return nil, err
-	}
-	if s.Identities == nil {
-		return nil, fail(http.StatusConflict, "this server has no CA for the xDS channel", "`sds-server init` makes one; without it, bring certificates of your own CA")
-	}
-	if req.Days < 1 || req.Days > maxIdentityDays {
-		return nil, fail(http.StatusBadRequest, "a life of "+strconv.Itoa(req.Days)+" days: not between 1 and "+strconv.Itoa(maxIdentityDays), "see --days")
-	}
-	live := s.Live()
-	group, ok := live.group(req.Group)
-	if !ok {
-		return nil, unknownGroup(live, req.Group)
-	}
-	uri, err := identity.URI(group.Identities, req.Node)
-	if errors.Is(err, identity.ErrNoURI) {
-		return nil, fail(http.StatusConflict, "group "+strconv.Quote(req.Group)+": "+err.Error(), "add one, such as spiffe://sds-server/"+req.Group+"/*, to the identities of the group")
-	}
-	if err != nil {
-		return nil, fail(http.StatusBadRequest, err.Error(), "")
-	}
-	cert, err := s.Identities.Node([]byte(req.CSRPEM), req.Node, uri, time.Now(), time.Duration(req.Days)*24*time.Hour)
-	if err != nil {
-		return nil, fail(http.StatusBadRequest, err.Error(), "")
-	}
-	return Identity{Identity: uri, CertPEM: string(cert.PEM), CAPEM: string(s.Identities.CertificatePEM()), NotAfter: cert.NotAfter}, nil
 }

@@ -365,15 +365,24 @@ type Renewed struct {
 
 // IdentityRequest asks for a node certificate.
 type IdentityRequest struct {
-	Group  string `json:"group"`
-	Node   string `json:"node"`
-	Days   int    `json:"days"`
-	CSRPEM string `json:"csr_pem"`
+	Group       string `json:"group"`
+	Node        string `json:"node"`
+	Days        int    `json:"days"`
+	LifeSeconds int64  `json:"life_seconds,omitempty"` // instead of days
+	CSRPEM      string `json:"csr_pem"`
+}
+
+// IdentityRenewal asks for a new certificate of the node that the old one was made for.
+type IdentityRenewal struct {
+	CertPEM string `json:"cert_pem"` // the old one
+	CSRPEM  string `json:"csr_pem"`  // for the new key
 }
 
 // Identity is a signed node certificate.
 type Identity struct {
 	Identity string    `json:"identity"`
+	Group    string    `json:"group"`
+	Node     string    `json:"node"`
 	CertPEM  string    `json:"cert_pem"`
 	CAPEM    string    `json:"ca_pem"`
 	NotAfter time.Time `json:"not_after"`

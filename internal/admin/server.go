@@ -106,6 +106,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/promote", s.act(s.promote))
 	mux.Handle("POST /v1/rollback", s.act(s.rollback))
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
+	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answerError(w, fail(http.StatusNotFound, "no such operation: "+r.Method+" "+r.URL.Path, "command and server may be of different versions"))

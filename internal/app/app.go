@@ -51,6 +51,7 @@ type server struct {
 
 	store      store.Store
 	identities *identity.Authority // nil: the channel's CA is somebody else's
+	channels   *channels
 	cache      *cache.Cache
 	edge       *sds.Server
 	rollout    *rollout.Controller
@@ -61,10 +62,9 @@ type server struct {
 	admin      *admin.Server
 	watcher    *config.Watcher
 
-	config      atomic.Pointer[config.Config] // in force
-	shown       atomic.Pointer[admin.Live]    // what the operator API shows of it
-	serverNames [][]string                    // by SDS listener: what its certificate is valid for
-	ready       atomic.Bool
+	config atomic.Pointer[config.Config] // in force
+	shown  atomic.Pointer[admin.Live]    // what the operator API shows of it
+	ready  atomic.Bool
 }
 
 // Run runs the server until ctx ends, which is no error. An error is one that a person has to do something about; what was stored stays
@@ -73,14 +73,17 @@ func Run(ctx context.Context, opts Options) error {
 	hup := make(chan os.Signal, 1) // from the start: the default would end the process
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	err := run(ctx, opts, hup)
+	files := make(chan os.Signal, 1) // the files that the configuration names are looked at also where it is equal
+	signal.Notify(files, syscall.SIGHUP)
+	defer signal.Stop(files)
+	err := run(ctx, opts, hup, files)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil // stopped while it was starting
 	}
 	return err
 }
 
-func run(ctx context.Context, opts Options, hup <-chan os.Signal) error {
+func run(ctx context.Context, opts Options, hup, files <-chan os.Signal) error {
 	cfg, err := config.Load(opts.ConfigFile)
 	if err != nil {
 		return err
@@ -94,8 +97,13 @@ func run(ctx context.Context, opts Options, hup <-chan os.Signal) error {
 	if err := s.build(ctx, cfg); err != nil {
 		return err
 	}
+	s.channels = &channels{authority: s.identities, log: s.log.With("part", "channel"), signals: files}
 	doors, err := s.listen(ctx, cfg)
 	if err != nil {
+		return err
+	}
+	if err := s.registry.Register(newChannelCollector(s.channels, s.edge)); err != nil {
+		doors.close()
 		return err
 	}
 	s.enforce(cfg)
@@ -191,6 +199,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	work.Go(func() error { return s.rollout.Run(workCtx) })
 	work.Go(func() error { return s.issuance.Run(workCtx) })
 	work.Go(func() error { return s.watcher.Run(workCtx) })
+	work.Go(func() error { return s.channels.Run(workCtx) })
 	work.Go(func() error { return s.admin.Serve(workCtx, d.admin) })
 	work.Go(func() error { return admin.ServeHTTP(workCtx, s.httpServer(), d.http) })
 	if d.challenge != nil {

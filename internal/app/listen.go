@@ -2,8 +2,6 @@ package app
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"syscall"
 	"time"
 
@@ -38,12 +35,11 @@ func (s *server) listen(ctx context.Context, cfg *config.Config) (d *doors, err 
 		}
 	}()
 	for i, l := range cfg.XDS.Listeners {
-		one, err := openSDS(ctx, fmt.Sprintf("xds.listeners[%d]", i), l)
+		one, err := s.openSDS(ctx, fmt.Sprintf("xds.listeners[%d]", i), l)
 		if err != nil {
 			return d, err
 		}
 		d.sds = append(d.sds, one)
-		s.serverNames = append(s.serverNames, certificateNames(one.TLS))
 	}
 	if d.admin, err = s.openAdmin(ctx, cfg); err != nil {
 		return d, err
@@ -70,7 +66,7 @@ func (d *doors) close() {
 	}
 }
 
-func openSDS(ctx context.Context, key string, l config.Listener) (sds.Listener, error) {
+func (s *server) openSDS(ctx context.Context, key string, l config.Listener) (sds.Listener, error) {
 	out := sds.Listener{Groups: l.Groups}
 	if path, ok := socketPath(l.Address); ok {
 		uid, gid, err := -1, -1, error(nil)
@@ -87,7 +83,7 @@ func openSDS(ctx context.Context, key string, l config.Listener) (sds.Listener, 
 	}
 	var err error
 	if l.TLS != nil {
-		if out.TLS, err = sds.TLSConfig(l.TLS.CertFile, l.TLS.KeyFile, l.TLS.ClientCAFile); err != nil {
+		if out.Channel, err = s.channels.open(l.Address, *l.TLS); err != nil {
 			return out, fmt.Errorf("%s.tls: %w", key, err)
 		}
 	}
@@ -179,20 +175,4 @@ func (s *server) challengeServer() *http.Server {
 		Handler: s.responder, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.With("part", "http-01").Handler(), slog.LevelDebug),
 	}
-}
-
-// certificateNames are the names that a listener's certificate is valid for.
-func certificateNames(t *tls.Config) []string {
-	if t == nil || len(t.Certificates) == 0 {
-		return nil
-	}
-	leaf, err := x509.ParseCertificate(t.Certificates[0].Certificate[0])
-	if err != nil {
-		return nil // it parsed when it was loaded
-	}
-	names := slices.Clone(leaf.DNSNames)
-	for _, ip := range leaf.IPAddresses {
-		names = append(names, ip.String())
-	}
-	return names
 }

@@ -54,8 +54,8 @@ func (s *server) enforce(cfg *config.Config) {
 	if c := cfg.Challenges.HTTP01; c != nil {
 		live.Challenge = c.Address
 	}
-	for i, l := range cfg.XDS.Listeners { // they never change while we run
-		one := admin.SDSListener{Address: l.Address, Groups: l.Groups, Plain: l.Insecure, Names: s.serverNames[i]}
+	for _, l := range cfg.XDS.Listeners { // they never change while we run
+		one := admin.SDSListener{Address: l.Address, Groups: l.Groups, Plain: l.Insecure}
 		if path, ok := socketPath(l.Address); ok {
 			one.Address, one.Unix, one.Plain = path, true, false
 		}
@@ -69,6 +69,10 @@ func (s *server) enforce(cfg *config.Config) {
 func (s *server) live() admin.Live {
 	out := *s.shown.Load()
 	out.Ready = s.ready.Load()
+	out.SDS = slices.Clone(out.SDS)
+	for i, l := range out.SDS {
+		out.SDS[i].Names = certificateNames(s.channels.of(l.Address))
+	}
 	st := s.watcher.Status()
 	out.Config = admin.ConfigStatus{OK: st.OK, LoadedAt: st.LoadedAt.UTC()}
 	if st.Err != nil {

@@ -1,9 +1,11 @@
 package sds
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -30,9 +32,9 @@ func TLSConfig(certFile, keyFile, caFile string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client CA: %w", err)
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(bundle) {
-		return nil, fmt.Errorf("client CA %s: no certificate in it", caFile)
+	roots, err := clientCAs(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("client CA %s: %w", caFile, err)
 	}
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS12,
@@ -45,13 +47,43 @@ func TLSConfig(certFile, keyFile, caFile string) (*tls.Config, error) {
 	}, nil
 }
 
+// clientCAs reads a bundle. One that is cut off is refused as a whole: with a part of it, nodes of the rest would lose their connections.
+func clientCAs(bundle []byte) (*x509.CertPool, error) {
+	roots, count := x509.NewCertPool(), 0
+	for {
+		block, rest := pem.Decode(bundle)
+		if block == nil {
+			break
+		}
+		bundle = rest
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		roots.AddCert(certificate)
+		count++
+	}
+	switch {
+	case bytes.Contains(bundle, []byte("-----BEGIN")):
+		return nil, errors.New("the last PEM block is cut off or damaged")
+	case count == 0:
+		return nil, errors.New("no certificate in it")
+	}
+	return roots, nil
+}
+
 // credentials returns how peers of the listener are told apart.
 func (l Listener) credentials() (credentials.TransportCredentials, error) {
 	switch {
-	case l.TLS != nil && l.Unix:
+	case (l.TLS != nil || l.Channel != nil) && l.Unix:
 		return nil, errors.New("a listener is TLS or Unix, not both")
+	case l.Channel != nil:
+		return newChannelCredentials(l.Channel), nil
 	case l.TLS != nil:
-		return credentials.NewTLS(l.TLS), nil
+		return newChannelCredentials(fixedChannel(l.TLS)), nil
 	case len(l.Groups) == 0:
 		return nil, errors.New("a listener without TLS needs groups")
 	case l.Unix:

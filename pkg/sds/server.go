@@ -257,7 +257,9 @@ type Listener struct {
 	net.Listener
 	// TLS is the server's side of mutual TLS; nil for none. See TLSConfig.
 	TLS *tls.Config
-	// Unix says that the peer is known by its uid. Excludes TLS.
+	// Channel is TLS that can be replaced while it is in use. Excludes TLS.
+	Channel *Channel
+	// Unix says that the peer is known by its uid. Excludes TLS and Channel.
 	Unix bool
 	// Groups are those that a peer of this listener may be in.
 	Groups []string

@@ -195,14 +195,27 @@ func (f *Fleet) StartEnvoys(ctx context.Context, secrets ...string) error {
 	return nil
 }
 
+// Identity is the directory with the client certificate of one Envoy.
+func (f *Fleet) Identity(group string) string { return filepath.Join(f.Dir, "identities", group) }
+
+// Issue makes the client certificate of one Envoy; more are flags such as --life.
+func (f *Fleet) Issue(ctx context.Context, group string, more ...string) error {
+	_, err := f.Run(ctx, append([]string{"identity", "issue", "--group", group, "--node", group + "-1", "--out", f.Identity(group)}, more...)...)
+	return err
+}
+
 // StartEnvoy starts the Envoy of one group, with an identity of its own.
 func (f *Fleet) StartEnvoy(ctx context.Context, group string, secrets ...string) error {
-	identity := filepath.Join(f.Dir, "identities", group)
-	if _, err := f.Run(ctx, "identity", "issue", "--group", group, "--node", group+"-1", "--out", identity); err != nil {
+	if err := f.Issue(ctx, group); err != nil {
 		return err
 	}
+	return f.BootEnvoy(ctx, group, secrets...)
+}
+
+// BootEnvoy starts the Envoy of one group with the identity that it has.
+func (f *Fleet) BootEnvoy(ctx context.Context, group string, secrets ...string) error {
 	args := []string{
-		"envoy", "bootstrap", "--group", group, "--node", group + "-1", "--identity", identity,
+		"envoy", "bootstrap", "--group", group, "--node", group + "-1", "--identity", f.Identity(group),
 		"--https", f.HTTPS[group], "--http", f.HTTP[group], "--admin", f.Admin[group],
 	}
 	for _, s := range secrets {

@@ -32,7 +32,7 @@ func (st *stream) acknowledge(ctx context.Context, r *request) bool {
 	now := time.Now()
 	if f.resource == nil {
 		st.node.noteGone(sub.record)
-	} else if st.node.noteACK(sub.record, f.resource, now) {
+	} else if st.node.noteACK(f.name, sub.record, f.resource, now) {
 		st.meters.acks.Inc()
 		st.meters.pushToACK.Observe(now.Sub(f.at).Seconds())
 	}

@@ -26,6 +26,7 @@ import (
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
 )
 
 const (
@@ -49,6 +50,8 @@ type Options struct {
 	Log *slog.Logger
 	// Registerer gets the metrics. One Server for each Registerer.
 	Registerer prometheus.Registerer
+	// Store is where it is kept what nodes rejected, for as long as Run runs. Values must be sealed by it. Default: a restart forgets that.
+	Store store.Store
 	// OnChange is called after a node of the group connected, left, subscribed, acknowledged or rejected something. It is called
 	// from the streams' own goroutines, often, and must not block. Default: nothing.
 	OnChange func(group string)
@@ -64,6 +67,7 @@ type Server struct {
 
 	rights    atomic.Pointer[rights]
 	ledger    *ledger
+	keeper    *keeper // nil without a store
 	admission *admission
 	metrics   *metrics
 	refusals  lockedBucket
@@ -80,8 +84,9 @@ type rights struct {
 	replaced chan struct{}
 }
 
-// New returns a Server that listens nowhere yet. The error is that of a metric that cannot be registered.
-func New(opts Options) (*Server, error) {
+// New returns a Server that listens nowhere yet, and knows what nodes rejected before the restart. The error is that of the store, or of a
+// metric that cannot be registered.
+func New(ctx context.Context, opts Options) (*Server, error) {
 	m, err := newMetrics(opts.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
@@ -94,6 +99,13 @@ func New(opts Options) (*Server, error) {
 	}
 	if s.changed == nil {
 		s.changed = func(string) {}
+	}
+	if opts.Store != nil {
+		s.keeper = newKeeper(opts.Store, s.cache, s.ledger, s.log)
+		s.ledger.changed = s.keeper.mark
+		if err := s.keeper.load(ctx); err != nil {
+			return nil, err
+		}
 	}
 	s.rights.Store(&rights{policy: opts.Policy, replaced: make(chan struct{})})
 	if err := opts.Registerer.Register(nodeCounter{s}); err != nil {
@@ -126,10 +138,21 @@ func (s *Server) replace(p *Policy) *Policy {
 
 // Release forgets that nodes rejected a version of a secret, so that it is sent to them again where their group is at it.
 func (s *Server) Release(name string, version secret.Version) {
-	s.ledger.release(name, version)
+	s.ledger.forgetNACKs(name, func(v secret.Version) bool { return v == version })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.replace(s.rights.Load().policy) // every stream looks at its names again
+}
+
+// Run stores what nodes reject until ctx ends, and then what is left of it. It begins before Serve and ends after it; without a store it only
+// waits. It always returns nil: what cannot be stored is tried again, and logged.
+func (s *Server) Run(ctx context.Context) error {
+	if s.keeper == nil {
+		<-ctx.Done()
+		return nil
+	}
+	s.keeper.run(ctx)
+	return nil
 }
 
 // Serve answers on one listener until ctx ends, Shutdown is called, or accepting fails, which alone is an error. It closes the

@@ -82,7 +82,7 @@ func (st *stream) has(name string, version secret.Version) {
 		return
 	}
 	if res = st.node.choose(sub.record, res); res != nil && res.Version == version {
-		st.node.noteACK(sub.record, res, now)
+		st.node.noteACK(name, sub.record, res, now)
 		sub.sent, sub.force = version, false
 	}
 }

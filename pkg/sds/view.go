@@ -114,7 +114,7 @@ func (n *node) view(group string, at *cache.Snapshot, policy *Policy) Node {
 		Since: n.since.UTC(), Snapshot: at.Number, State: n.state(group, at, policy), Secrets: []NodeSecret{},
 	}
 	for name, r := range n.records {
-		if !n.counts(r) {
+		if !n.counts(r) && (n.connected || len(r.nacks) == 0) { // of an offline node, also what it rejected before a restart of ours
 			continue
 		}
 		one := NodeSecret{Name: name, Want: wanted(group, name, at, policy), Sent: versionAt(r.sent, r.sentAt), Acked: versionAt(r.acked, r.ackedAt)}

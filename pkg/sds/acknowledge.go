@@ -15,7 +15,7 @@ func (st *stream) acknowledge(ctx context.Context, r *request) bool {
 	if r.nonce == "" {
 		return false
 	}
-	f, ok := st.window.take(r.nonce, st.protocol == SotW)
+	f, ok := st.window.take(r.nonce, !st.protocol.delta())
 	if !ok {
 		return false
 	}

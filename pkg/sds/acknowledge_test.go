@@ -104,7 +104,7 @@ func TestAckAfterNackOfTheSameBytesDoesNotCount(t *testing.T) {
 		// Nor does it count that a delta Envoy says it has them.
 		one.leave()
 		two.leave()
-		if protocol == SotW {
+		if !protocol.delta() {
 			return
 		}
 		again := f.envoy(t, protocol, "edge-1")

@@ -38,10 +38,10 @@ import (
 	"github.com/sds-server/sds-server/pkg/store/bbolt"
 )
 
-// both runs a test in a bubble with each protocol.
+// both runs a test in a bubble with each protocol: both variants, of SDS and of ADS.
 func both(t *testing.T, test func(t *testing.T, protocol Protocol)) {
 	t.Helper()
-	for _, p := range []Protocol{SotW, Delta} {
+	for _, p := range []Protocol{SotW, Delta, ADSSotW, ADSDelta} {
 		t.Run(string(p), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { test(t, p) })
 		})

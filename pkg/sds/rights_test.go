@@ -103,7 +103,7 @@ func newEnvoyAnyway(t *testing.T, conn *grpc.ClientConn, protocol Protocol) *env
 	e := &envoy{t: t, protocol: protocol, answers: make(chan answer, 10), ended: make(chan error, 1), cancel: func() {}}
 	desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}
 	method := "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-	if protocol == Delta {
+	if protocol.delta() {
 		method = "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets"
 	}
 	stream, err := conn.NewStream(ctx, desc, method)

@@ -1,4 +1,4 @@
-// Package sds serves secrets to Envoys by the Secret Discovery Service over gRPC, SotW and delta.
+// Package sds serves secrets to Envoys by the Secret Discovery Service over gRPC, and by ADS, SotW and delta.
 //
 // It stands at the end of the data flow: pkg/cache says what each node group is at, this package sends it to the nodes of the
 // group, and hears what they say about it. pkg/rollout reads the answers (Progress) and moves the groups.
@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -179,6 +180,7 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 		grpc.WaitForHandlers(true),
 	)
 	secretv3.RegisterSecretDiscoveryServiceServer(svc.grpc, svc)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(svc.grpc, svc)
 	if !s.add(svc) {
 		return l.Close() // after Shutdown
 	}
@@ -234,9 +236,11 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.readers.Wait()
 }
 
-// service is the gRPC service on one listener. FetchSecrets is not implemented: it could not be told of anything.
+// service is the gRPC services on one listener: SDS, and ADS for secrets only. FetchSecrets is not implemented: it could not be told of
+// anything.
 type service struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	server   *Server
 	grpc     *grpc.Server
 	groups   []string
@@ -252,6 +256,16 @@ func (s *service) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSec
 // DeltaSecrets serves a delta stream.
 func (s *service) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaSecretsServer) error {
 	return s.serve(stream, Delta)
+}
+
+// StreamAggregatedResources serves a SotW stream of ADS.
+func (s *service) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return s.serve(stream, ADSSotW)
+}
+
+// DeltaAggregatedResources serves a delta stream of ADS.
+func (s *service) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return s.serve(stream, ADSDelta)
 }
 
 // stop ends the streams, and cuts what is left when ctx ends.

@@ -12,7 +12,7 @@ const wildcard = "*"
 
 // subscriptions applies the names of a request, and reports whether something was added or dropped.
 func (st *stream) subscriptions(r *request, first bool) (bool, error) {
-	if st.protocol == SotW {
+	if !st.protocol.delta() {
 		return st.replace(r.names)
 	}
 	return st.adjust(r, first)

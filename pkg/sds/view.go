@@ -27,9 +27,17 @@ type Protocol string
 
 // The protocols, as the nodes command shows them.
 const (
-	SotW  Protocol = "sotw"
-	Delta Protocol = "delta"
+	SotW     Protocol = "sotw"
+	Delta    Protocol = "delta"
+	ADSSotW  Protocol = "ads-sotw"
+	ADSDelta Protocol = "ads-delta"
 )
+
+// delta reports whether the node is told differences; otherwise it is the state of the world.
+func (p Protocol) delta() bool { return p == Delta || p == ADSDelta }
+
+// aggregated reports whether the stream could carry other types, too, which the other servers of ADS do.
+func (p Protocol) aggregated() bool { return p == ADSSotW || p == ADSDelta }
 
 // Node is one Envoy as the nodes command shows it.
 type Node struct {

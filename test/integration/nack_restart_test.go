@@ -161,7 +161,7 @@ func (e *bareEdge) rejections(name string) string {
 }
 
 func TestNackedBytesAreSentOnceAlsoAfterARestart(t *testing.T) {
-	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW} {
+	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW, bootstrap.ADSDelta, bootstrap.ADSSotW} {
 		t.Run(string(api), func(t *testing.T) {
 			const bad, good = "bad.example", "good.example"
 			e := startBareEdge(t, api, bad, good)

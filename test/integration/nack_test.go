@@ -173,7 +173,7 @@ func (e *edge) serves(group, name, serial string) {
 }
 
 func TestRejectedVersionGoesBackByItselfAndProductionNeverSeesIt(t *testing.T) {
-	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW} {
+	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW, bootstrap.ADSDelta, bootstrap.ADSSotW} {
 		t.Run(string(api), func(t *testing.T) {
 			const bad, good = "bad.example", "good.example"
 			e := startEdge(t, api, bad, good)

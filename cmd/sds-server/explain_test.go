@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -112,7 +111,7 @@ func TestDenyOnReloadClosesTheStream(t *testing.T) {
 
 	b.deny("") // and back
 	back := connect(t, b.SDSSocket(), "n1", "canary", "www")
-	b.eventuallyIn(func(context.Context) error {
+	b.eventually(func() error {
 		if back.has("www", "") == nil {
 			return nil
 		}

@@ -70,7 +70,7 @@ func newEnvoy(t testing.TB, conn *grpc.ClientConn, protocol Protocol, node *core
 func openEnvoy(t testing.TB, conn *grpc.ClientConn, protocol Protocol, node *corev3.Node) *envoy {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	e := &envoy{t: t, protocol: protocol, node: node, cancel: cancel, answers: make(chan answer, 10_000), ended: make(chan error, 1)}
+	e := &envoy{t: t, protocol: protocol, node: node, cancel: cancel, answers: make(chan answer, 1000), ended: make(chan error, 1)}
 	var err error
 	switch protocol {
 	case SotW:

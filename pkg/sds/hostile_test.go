@@ -11,11 +11,12 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 )
 
 // drained runs an attack once to warm up, then again, and checks that goroutines and memory are back where they were after the first time.
-func drained(t *testing.T, f *fleet, attack func()) {
+func drained(t *testing.T, f *fleet, attack func(conn *grpc.ClientConn)) {
 	t.Helper()
 	level := func() (int, uint64) {
 		<-time.After(time.Minute) // of the bubble: what is only kept for a while is gone
@@ -26,9 +27,16 @@ func drained(t *testing.T, f *fleet, attack func()) {
 		runtime.ReadMemStats(&m)
 		return runtime.NumGoroutine(), m.HeapAlloc
 	}
-	attack()
+	run := func() {
+		conn := dial(t, f.buffer, nil)
+		attack(conn)
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run()
 	goroutines, heap := level()
-	attack()
+	run()
 	after, bytes := level()
 	if after > goroutines {
 		t.Errorf("%d goroutines, %d before", after, goroutines)
@@ -82,11 +90,9 @@ func TestNackStormIsAnsweredOnceForEachVersion(t *testing.T) {
 		e.silent()
 		served()
 		f.rotate(t, "canary", "a")
-		for range 1 {
-			a := e.next()
-			answers[a.name]++
-			e.nack(a, "no")
-		}
+		again := e.next()
+		answers[again.name]++
+		e.nack(again, "no")
 		e.silent()
 		if answers["a"] != 2 || answers["b"] != 1 {
 			t.Errorf("answers %v, want one for each version", answers)
@@ -122,8 +128,8 @@ func TestTenThousandUnknownNamesLeaveNothingBehind(t *testing.T) {
 		for i := range names {
 			names[i] = fmt.Sprintf("unknown-%d.example", i)
 		}
-		drained(t, f, func() {
-			e := f.envoy(t, protocol, "unknown")
+		drained(t, f, func(conn *grpc.ClientConn) {
+			e := newEnvoy(t, conn, protocol, &corev3.Node{Id: "unknown", Cluster: "edge"})
 			e.subscribe(names...)
 			if protocol.delta() { // the window holds the others back
 				for range names {
@@ -152,9 +158,8 @@ func TestLargeNodesInEveryRequestLeaveNothingBehind(t *testing.T) {
 				Name: fmt.Sprintf("envoy.filters.http.some_filter_%d", i), Category: "envoy.filters.http", TypeUrls: []string{strings.Repeat("x", 60)},
 			})
 		}
-		drained(t, f, func() {
-			e := f.envoy(t, protocol, "large")
-			e.node = &corev3.Node{Id: "large", Cluster: "edge", Extensions: extensions}
+		drained(t, f, func(conn *grpc.ClientConn) {
+			e := newEnvoy(t, conn, protocol, &corev3.Node{Id: "large", Cluster: "edge", Extensions: extensions})
 			e.subscribe("a")
 			a := e.next()
 			e.started = false // the node goes with each request
@@ -175,8 +180,7 @@ func TestFiveHundredReconnectsASecondLeaveNothingBehind(t *testing.T) {
 	both(t, func(t *testing.T, protocol Protocol) {
 		f := newFleet(t, Limits{NewStreamsPerSecond: 500})
 		served := victim(t, f, protocol)
-		conn := dial(t, f.buffer, nil)
-		drained(t, f, func() {
+		drained(t, f, func(conn *grpc.ClientConn) {
 			for i := range 499 {
 				e := openEnvoy(t, conn, protocol, &corev3.Node{Id: fmt.Sprintf("n-%d", i%100), Cluster: "edge"})
 				e.subscribe("good")
@@ -205,10 +209,10 @@ func TestWildcardsAndOtherTypesGetNoSecret(t *testing.T) {
 		if protocol.aggregated() {
 			types = append(types, "") // ADS cannot guess it
 		}
-		drained(t, f, func() {
+		drained(t, f, func(conn *grpc.ClientConn) {
 			for _, other := range types {
 				for _, first := range []bool{true, false} {
-					e := f.envoy(t, protocol, "types")
+					e := newEnvoy(t, conn, protocol, &corev3.Node{Id: "types", Cluster: "edge"})
 					if !first { // in the middle of a stream that was right so far
 						e.subscribe("good")
 						e.expect("good")
@@ -221,7 +225,7 @@ func TestWildcardsAndOtherTypesGetNoSecret(t *testing.T) {
 					e.refused(codes.InvalidArgument)
 				}
 			}
-			e := f.envoy(t, protocol, "types")
+			e := newEnvoy(t, conn, protocol, &corev3.Node{Id: "types", Cluster: "edge"})
 			e.subscribe("good", "*")
 			e.refused(codes.InvalidArgument)
 			select {
@@ -242,8 +246,7 @@ func TestStuckReadersLeaveNothingBehind(t *testing.T) {
 		f.ca.sans = 300
 		names := []string{"s0", "s1", "s2", "s3", "s4", "s5"}
 		f.rotate(t, "canary", names...)
-		conn := dial(t, f.buffer, nil)
-		drained(t, f, func() {
+		drained(t, f, func(conn *grpc.ClientConn) {
 			var stuck []*envoy
 			for i := range 10 {
 				e := openEnvoy(t, conn, protocol, &corev3.Node{Id: fmt.Sprintf("stuck-%d", i), Cluster: "edge"})

@@ -381,8 +381,8 @@ func (n *node) noteGone(r *record) {
 	r.acked, r.ackedAt = "", 0
 }
 
-// noteNACK records that the node rejected a version, and returns the version that it goes on with; empty if none is known.
-func (n *node) noteNACK(r *record, nack NACK) secret.Version {
+// noteNACK records that the node rejected a version.
+func (n *node) noteNACK(r *record, nack NACK) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r.nacks = slices.DeleteFunc(r.nacks, func(old NACK) bool { return old.Version == nack.Version })
@@ -395,8 +395,4 @@ func (n *node) noteNACK(r *record, nack NACK) secret.Version {
 		r.acked, r.ackedAt = "", 0
 	}
 	n.changed(n.key, nack.Secret)
-	if r.good == nil {
-		return ""
-	}
-	return r.good.Version
 }

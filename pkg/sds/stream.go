@@ -43,6 +43,7 @@ type stream struct {
 type subscription struct {
 	record *record
 	sent   secret.Version // that the Envoy has from this stream, as far as it did not reject it; empty: none
+	held   secret.Version // that the Envoy acknowledged on this stream, and goes on with if it rejects what was sent; empty: none is known
 	gone   bool           // the last answer was removed_resources
 	queued bool
 	force  bool // answer even if nothing is new

@@ -83,7 +83,7 @@ func (st *stream) has(name string, version secret.Version) {
 	}
 	if res = st.node.choose(sub.record, res); res != nil && res.Version == version {
 		st.node.noteACK(name, sub.record, res, now)
-		sub.sent, sub.force = version, false
+		sub.sent, sub.held, sub.force = version, version, false
 	}
 }
 

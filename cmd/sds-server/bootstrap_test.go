@@ -26,6 +26,8 @@ func TestBootstrapsAreValid(t *testing.T) {
 	forms := map[string][]string{
 		"unix":         {"--group", "canary", "--node", "c1"},
 		"unix sotw":    {"--group", "canary", "--node", "c1", "--sotw"},
+		"unix ads":     {"--group", "canary", "--node", "c1", "--ads"},
+		"tls ads sotw": {"--group", "production", "--node", "p1", "--identity", identity, "--ads", "--sotw"},
 		"tls":          {"--group", "production", "--node", "p1", "--identity", identity},
 		"tls sotw":     {"--group", "production", "--node", "p1", "--identity", identity, "--sotw"},
 		"one secret":   {"--group", "production", "--node", "p1", "--identity", identity, "--secret", "www"},

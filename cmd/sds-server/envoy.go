@@ -27,7 +27,7 @@ func (c *cli) envoy() *cobra.Command {
 type bootstrapFlags struct {
 	group, node, identity, sds string
 	https, http, admin         string
-	sotw, channelSecret        bool
+	sotw, ads, channelSecret   bool
 	secrets                    []string
 }
 
@@ -57,6 +57,7 @@ renewed client certificate without a restart. With --channel-secret that file is
 	flags.StringVar(&f.http, "http", "0.0.0.0:80", "address of the plain HTTP listener; empty for none")
 	flags.StringVar(&f.admin, "admin", "127.0.0.1:9901", "address of Envoy's admin interface")
 	flags.StringArrayVar(&f.secrets, "secret", nil, "only this `secret`, also one that does not exist yet; repeat it (default: all that the group may have)")
+	flags.BoolVar(&f.ads, "ads", false, "one stream for all secrets (ADS), for an Envoy that has no other ADS server")
 	flags.BoolVar(&f.sotw, "sotw", false, "state of the world instead of delta")
 	flags.BoolVar(&f.channelSecret, "channel-secret", false, "print channel.yaml instead")
 	_ = cmd.MarkFlagRequired("group")
@@ -98,7 +99,12 @@ func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, er
 		NodeID: f.node, Cluster: f.group, AdminAddress: f.admin, HTTPSAddress: f.https, HTTPAddress: f.http,
 		ChallengeAddress: info.Challenge, API: bootstrap.Delta,
 	}
-	if f.sotw {
+	switch {
+	case f.ads && f.sotw:
+		o.API = bootstrap.ADSSotW
+	case f.ads:
+		o.API = bootstrap.ADSDelta
+	case f.sotw:
 		o.API = bootstrap.SotW
 	}
 	if o.NodeID == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"strings"
 	"sync"
@@ -61,10 +62,10 @@ func connectBy(tb testing.TB, target string, creds credentials.TransportCredenti
 		id: id, group: group, conn: conn, stream: stream, cancel: cancel, done: make(chan struct{}), got: map[string]string{}, removed: map[string]bool{},
 	}
 	tb.Cleanup(n.close)
-	if err := n.send(request{node: id, cluster: group, subscribe: names}); err != nil {
+	go n.read()
+	if err := n.send(request{node: id, cluster: group, subscribe: names}); err != nil && !errors.Is(err, io.EOF) { // the reader has what ended it
 		tb.Fatal(err)
 	}
-	go n.read()
 	return n
 }
 

@@ -9,10 +9,10 @@ import (
 // unbuilt lists the commands and flags of the interface that are not built yet. Each is refused by name rather than pretended; the list
 // ends empty.
 var unbuilt = []string{
-	"explain", "secrets hold", "revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
+	"secrets hold", "revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
 	"rollout start", "rollout pause", "rollout resume", "rollout abort", "rollout undo", "verify", "probe", "drill",
 	"audit list", "audit verify", "audit export", "report", "rekey", "store migrate",
-	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier", "envoy bootstrap --ads", "envoy bootstrap --on-demand",
+	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier", "envoy bootstrap --on-demand",
 }
 
 // refuseUnbuilt adds a hidden command or flag for each of them.

@@ -94,6 +94,7 @@ func New(opts Options) *Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/status", s.read(s.status))
 	mux.Handle("GET /v1/nodes", s.read(s.nodes))
+	mux.Handle("GET /v1/explain", s.read(s.explain))
 	mux.Handle("GET /v1/secrets", s.read(s.secrets))
 	mux.Handle("GET /v1/secrets/{name}", s.read(s.secret))
 	mux.Handle("GET /v1/snapshots", s.read(s.snapshots))

@@ -126,9 +126,9 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	if s.cache, err = cache.Open(ctx, cache.Options{Store: s.store, Log: s.log.With("part", "cache")}); err != nil {
 		return err
 	}
-	s.edge, err = sds.New(sds.Options{
+	s.edge, err = sds.New(ctx, sds.Options{
 		Cache: s.cache, Policy: edgePolicy(cfg), Limits: edgeLimits(cfg), Replica: cfg.Replica, Log: s.log.With("part", "sds"),
-		Registerer: s.registry, OnChange: func(string) { s.rollout.Wake() },
+		Registerer: s.registry, Store: s.store, OnChange: func(string) { s.rollout.Wake() },
 	})
 	if err != nil {
 		return err
@@ -136,7 +136,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
 		Settle:   reconnectTime,
-		Released: s.edge.Release,
+		Released: s.edge.Release, Refers: s.edge.Refers,
 	})
 	if err != nil {
 		return err
@@ -183,6 +183,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	streams, stopStreams := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStreams()
 	edge, edgeCtx := errgroup.WithContext(streams)
+	edge.Go(func() error { return s.edge.Run(streams) }) // until the last stream has ended, also where a listener fails
 	for _, l := range d.sds {
 		edge.Go(func() error { return s.edge.Serve(edgeCtx, l) })
 	}

@@ -21,11 +21,25 @@ import (
 // API is the variant of the SDS protocol.
 type API string
 
-// The variants. Delta is told about names that do not exist; state of the world (SotW) has no such answer.
+// The variants. Delta is told about names that do not exist; state of the world (SotW) has no such answer. With ADS all secrets share one
+// stream, but an Envoy has one ADS server only.
 const (
-	Delta API = "delta"
-	SotW  API = "sotw"
+	Delta    API = "delta"
+	SotW     API = "sotw"
+	ADSDelta API = "ads-delta"
+	ADSSotW  API = "ads-sotw"
 )
+
+// Aggregated reports whether it is one of ADS.
+func (a API) Aggregated() bool { return a == ADSDelta || a == ADSSotW }
+
+// Type is Envoy's api_type.
+func (a API) Type() string {
+	if a == SotW || a == ADSSotW {
+		return "GRPC"
+	}
+	return "DELTA_GRPC"
+}
 
 // Options says what Render writes. An address is "host:port".
 type Options struct {
@@ -105,8 +119,8 @@ func Render(o Options) ([]byte, error) {
 	}
 	c.required("NodeID", o.NodeID)
 	c.required("Cluster", o.Cluster)
-	if o.API != Delta && o.API != SotW {
-		c.add("API: %q is neither delta nor sotw", o.API)
+	if !slices.Contains([]API{Delta, SotW, ADSDelta, ADSSotW}, o.API) {
+		c.add("API: %q is none of delta, sotw, ads-delta and ads-sotw", o.API)
 	}
 	if v.HTTPS != nil {
 		v.Chains = c.chains(o.Secrets)

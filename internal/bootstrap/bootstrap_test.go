@@ -34,6 +34,9 @@ func variants() map[string]bootstrap.Options {
 	sotw := unix
 	sotw.API = bootstrap.SotW
 
+	adsDelta, adsSotw := unix, unix
+	adsDelta.API, adsSotw.API = bootstrap.ADSDelta, bootstrap.ADSSotW
+
 	mtls := unix
 	mtls.NodeID, mtls.Cluster = "production-1", "production"
 	mtls.SDS = bootstrap.SDS{
@@ -49,6 +52,8 @@ func variants() map[string]bootstrap.Options {
 	name.SDS.Address, name.SDS.ServerName = "sds.internal:18000", ""
 
 	several := unix
+	adsSeveral := adsDelta
+	adsSeveral.Secrets = []bootstrap.Secret{{Name: "a", DNSNames: []string{"a.example"}}, {Name: "b", DNSNames: []string{"b.example"}}}
 	several.ALPNChallengeAddress = "127.0.0.1:18003"
 	several.Secrets = []bootstrap.Secret{
 		{Name: "a-ecdsa", DNSNames: []string{"a.example", "www.a.example"}},
@@ -71,7 +76,7 @@ func variants() map[string]bootstrap.Options {
 	none.HTTPAddress = ""
 
 	return map[string]bootstrap.Options{
-		"unix-delta": unix, "unix-sotw": sotw, "mtls": mtls, "mtls-channel-sds": channel, "mtls-name": name,
+		"unix-delta": unix, "unix-sotw": sotw, "ads-delta": adsDelta, "ads-sotw": adsSotw, "ads-several-secrets": adsSeveral, "mtls": mtls, "mtls-channel-sds": channel, "mtls-name": name,
 		"several-secrets": several, "tls-alpn": alpn, "standard-ports": bare, "http-only": plain, "no-listener": none,
 	}
 }

@@ -44,7 +44,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "validation_contexts"},
 		{key: "session_ticket_keys"},
 		{key: "generic_secrets"},
-		{key: "groups[].deny"},
 		{key: "groups[].verify"},
 		{key: "rollout.watch", refuses: isNotZero, hint: "leave it out or set 0s"},
 		{key: "rollout.min_acked", refuses: not(100), hint: "leave it out or set 100"},

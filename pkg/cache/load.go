@@ -89,6 +89,16 @@ func (c *Cache) resource(name string, version secret.Version) (resource, bool) {
 	return r, ok
 }
 
+// Stored returns one version, encoded: that in memory if a group is at it, else from the store. The error is store.ErrNotFound if it was
+// pruned or never there.
+func (c *Cache) Stored(ctx context.Context, name string, version secret.Version) (*Resource, error) {
+	if r, ok := c.resource(name, version); ok {
+		return r.Resource, nil
+	}
+	r, err := c.read(ctx, name, version)
+	return r.Resource, err
+}
+
 // read loads one version from the store.
 func (c *Cache) read(ctx context.Context, name string, version secret.Version) (resource, error) {
 	e, err := c.store.Get(ctx, secretKey(name, version))

@@ -22,7 +22,7 @@ const (
 	holdPrefix    = "hold"
 )
 
-// Options configure a Controller. All fields but Released are required.
+// Options configure a Controller. All fields but Settle, Released and Refers are required.
 type Options struct {
 	Cache  *cache.Cache
 	Store  store.Store
@@ -35,6 +35,9 @@ type Options struct {
 	Settle time.Duration
 	// Released is called before a hard hold ends, so that the fleet forgets the NACKs that led to it; it must not call back.
 	Released func(name string, version secret.Version)
+	// Refers reports which versions of a secret the fleet still needs besides those that groups are at, before others are pruned; it must not
+	// call back.
+	Refers func(name string) func(secret.Version) bool
 }
 
 // Controller is the only one that moves a group. Its methods are safe for concurrent use; they take turns.
@@ -44,6 +47,7 @@ type Controller struct {
 	fleet    Fleet
 	slog     *slog.Logger
 	released func(string, secret.Version)
+	refers   func(string) func(secret.Version) bool
 	settled  time.Time // when Settle ends
 
 	turn chan struct{} // one token: whoever holds it may plan and commit
@@ -75,7 +79,7 @@ type holdID struct {
 // New reads the stored rollouts and holds. Groups move only when Run runs, or a method is called that moves them.
 func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
-		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released,
+		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released, refers: opts.Refers,
 		settled: time.Now().Add(opts.Settle),
 		turn:    make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
 		ended: map[State]uint64{},

@@ -127,8 +127,9 @@ type rig struct {
 	fleet      *fleet
 	policy     Policy
 	log        *logs
-	settleTime time.Duration // Options.Settle of the next open
-	events     []string      // what Released was told
+	settleTime time.Duration    // Options.Settle of the next open
+	events     []string         // what Released was told
+	needed     []secret.Version // what Refers says
 }
 
 func waves(promotion string, groups ...string) Policy {
@@ -164,10 +165,14 @@ func (r *rig) open() {
 	if r.cache, err = cache.Open(r.ctx(), cache.Options{Store: r.disk, Log: log}); err != nil {
 		r.t.Fatal(err)
 	}
-	r.c, err = New(r.ctx(), Options{Cache: r.cache, Store: r.disk, Fleet: r.fleet, Policy: r.policy, Log: log, Released: r.released, Settle: r.settleTime})
+	r.c, err = New(r.ctx(), Options{Cache: r.cache, Store: r.disk, Fleet: r.fleet, Policy: r.policy, Log: log, Released: r.released, Refers: r.refers, Settle: r.settleTime})
 	if err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+func (r *rig) refers(string) func(secret.Version) bool {
+	return func(v secret.Version) bool { return slices.Contains(r.needed, v) }
 }
 
 func (r *rig) released(name string, v secret.Version) {

@@ -69,10 +69,14 @@ func (c *Controller) Accept(ctx context.Context, p Proposal) (Accepted, error) {
 	return accepted, nil
 }
 
-// refersTo reports which versions of a secret rollouts under way and holds speak of.
+// refersTo reports which versions of a secret rollouts under way, holds and nodes speak of.
 func (t *transaction) refersTo(name string) func(secret.Version) bool {
+	needed := func(secret.Version) bool { return false }
+	if t.c.refers != nil {
+		needed = t.c.refers(name)
+	}
 	return func(v secret.Version) bool {
-		if _, held := t.held(name, v); held {
+		if _, held := t.held(name, v); held || needed(v) {
 			return true
 		}
 		return slices.ContainsFunc(t.activeIDs(), func(id uint64) bool {

@@ -15,7 +15,7 @@ func (st *stream) acknowledge(ctx context.Context, r *request) bool {
 	if r.nonce == "" {
 		return false
 	}
-	f, ok := st.window.take(r.nonce, st.protocol == SotW)
+	f, ok := st.window.take(r.nonce, !st.protocol.delta())
 	if !ok {
 		return false
 	}
@@ -31,8 +31,10 @@ func (st *stream) acknowledge(ctx context.Context, r *request) bool {
 	}
 	now := time.Now()
 	if f.resource == nil {
+		sub.held = ""
 		st.node.noteGone(sub.record)
-	} else if st.node.noteACK(sub.record, f.resource, now) {
+	} else if st.node.noteACK(f.name, sub.record, f.resource, now) {
+		sub.held = f.resource.Version
 		st.meters.acks.Inc()
 		st.meters.pushToACK.Observe(now.Sub(f.at).Seconds())
 	}
@@ -52,9 +54,12 @@ func (st *stream) reject(ctx context.Context, f flight, sub *subscription, messa
 	if sub == nil {
 		return
 	}
-	kept := st.node.noteNACK(sub.record, NACK{Secret: f.name, Version: f.resource.Version, At: time.Now().UTC(), Message: message})
+	st.node.noteNACK(sub.record, NACK{Secret: f.name, Version: f.resource.Version, At: time.Now().UTC(), Message: message})
 	if sub.sent == f.resource.Version {
-		sub.sent = kept
+		sub.sent = sub.held
+	}
+	if sub.held == "" { // it has nothing now: give it back what it acknowledged on an earlier stream, if that is known
+		st.enqueue(f.name, false)
 	}
 	st.server.changed(st.group)
 }

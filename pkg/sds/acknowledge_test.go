@@ -104,7 +104,7 @@ func TestAckAfterNackOfTheSameBytesDoesNotCount(t *testing.T) {
 		// Nor does it count that a delta Envoy says it has them.
 		one.leave()
 		two.leave()
-		if protocol == SotW {
+		if !protocol.delta() {
 			return
 		}
 		again := f.envoy(t, protocol, "edge-1")
@@ -160,5 +160,48 @@ func TestNackIsLoggedAndCounted(t *testing.T) {
 		if strings.Contains(log, "PRIVATE KEY") {
 			t.Error("a private key is in the log")
 		}
+	})
+}
+
+func TestSecretComesBackAfterRemovalAndNack(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		good := f.rotate(t, "canary", "a")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a")
+		first := e.expect("a")
+		f.move(t, "canary", "a", "")
+		e.expectRemoved("a")
+		f.rotate(t, "canary", "a")
+		e.nack(e.next(), "bad")
+		if protocol.delta() { // which has nothing any more; SotW was never told of the removal
+			if got := e.expect("a"); got.chain != first.chain {
+				t.Error("the Envoy was not given its last good bytes")
+			}
+		}
+		e.silent()
+		f.move(t, "canary", "a", good)
+		e.silent() // it has it
+	})
+}
+
+func TestRestartedEnvoyIsGivenItsLastGoodBytesAfterANack(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.rotate(t, "canary", "a")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a")
+		good := e.expect("a")
+		f.rotate(t, "canary", "a")
+		e.nack(e.next(), "bad")
+		e.leave()
+		f.rotate(t, "canary", "a") // another one that it will not take, while it is away
+		again := f.envoy(t, protocol, "edge-1")
+		again.subscribe("a") // it has lost everything
+		again.nack(again.next(), "bad, too")
+		if got := again.expect("a"); got.chain != good.chain {
+			t.Error("the restarted Envoy was not given its last good bytes")
+		}
+		again.silent()
 	})
 }

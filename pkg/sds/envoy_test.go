@@ -35,8 +35,8 @@ type envoy struct {
 	t        testing.TB
 	protocol Protocol
 	node     *corev3.Node
-	sotw     secretv3.SecretDiscoveryService_StreamSecretsClient
-	delta    secretv3.SecretDiscoveryService_DeltaSecretsClient
+	sotw     grpc.BidiStreamingClient[discoveryv3.DiscoveryRequest, discoveryv3.DiscoveryResponse]
+	delta    grpc.BidiStreamingClient[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]
 	cancel   context.CancelFunc
 
 	names   []string // SotW: subscribed
@@ -70,12 +70,17 @@ func newEnvoy(t testing.TB, conn *grpc.ClientConn, protocol Protocol, node *core
 func openEnvoy(t testing.TB, conn *grpc.ClientConn, protocol Protocol, node *corev3.Node) *envoy {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	e := &envoy{t: t, protocol: protocol, node: node, cancel: cancel, answers: make(chan answer, 10_000), ended: make(chan error, 1)}
+	e := &envoy{t: t, protocol: protocol, node: node, cancel: cancel, answers: make(chan answer, 1000), ended: make(chan error, 1)}
 	var err error
-	if protocol == Delta {
-		e.delta, err = secretv3.NewSecretDiscoveryServiceClient(conn).DeltaSecrets(ctx)
-	} else {
+	switch protocol {
+	case SotW:
 		e.sotw, err = secretv3.NewSecretDiscoveryServiceClient(conn).StreamSecrets(ctx)
+	case Delta:
+		e.delta, err = secretv3.NewSecretDiscoveryServiceClient(conn).DeltaSecrets(ctx)
+	case ADSSotW:
+		e.sotw, err = discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx)
+	case ADSDelta:
+		e.delta, err = discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -96,7 +101,7 @@ func (e *envoy) read() {
 }
 
 func (e *envoy) receive() (answer, error) {
-	if e.protocol == Delta {
+	if e.protocol.delta() {
 		m, err := e.delta.Recv()
 		if err != nil {
 			return answer{}, err
@@ -143,7 +148,7 @@ func (e *envoy) open(packed *anypb.Any) (name, chain string) {
 func (e *envoy) send(m proto.Message) {
 	e.t.Helper()
 	var err error
-	if e.protocol == Delta {
+	if e.protocol.delta() {
 		err = e.delta.SendMsg(m)
 	} else {
 		err = e.sotw.SendMsg(m)
@@ -161,7 +166,7 @@ func (e *envoy) request(sotw *discoveryv3.DiscoveryRequest, delta *discoveryv3.D
 		node = nil
 	}
 	e.started = true
-	if e.protocol == Delta {
+	if e.protocol.delta() {
 		delta.Node, delta.TypeUrl = node, typeURL
 		e.send(delta)
 		return
@@ -237,7 +242,7 @@ func (e *envoy) expect(name string) answer {
 // expectRemoved waits for the removal of a name and acknowledges it; over SotW it expects silence.
 func (e *envoy) expectRemoved(name string) {
 	e.t.Helper()
-	if e.protocol == SotW {
+	if !e.protocol.delta() {
 		e.silent()
 		return
 	}

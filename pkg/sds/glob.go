@@ -48,3 +48,15 @@ func (g pathGlob) match(s string) bool {
 	}
 	return true
 }
+
+// String returns the pattern.
+func (g glob) String() string { return strings.Join(g, "*") }
+
+// String returns the pattern.
+func (g pathGlob) String() string {
+	parts := make([]string, len(g))
+	for i, part := range g {
+		parts[i] = part.String()
+	}
+	return strings.Join(parts, "/")
+}

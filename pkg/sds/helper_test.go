@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -33,13 +34,14 @@ import (
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
 	"github.com/sds-server/sds-server/pkg/store/bbolt"
 )
 
-// both runs a test in a bubble with each protocol.
+// both runs a test in a bubble with each protocol: both variants, of SDS and of ADS.
 func both(t *testing.T, test func(t *testing.T, protocol Protocol)) {
 	t.Helper()
-	for _, p := range []Protocol{SotW, Delta} {
+	for _, p := range []Protocol{SotW, Delta, ADSSotW, ADSDelta} {
 		t.Run(string(p), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { test(t, p) })
 		})
@@ -169,6 +171,10 @@ type fleet struct {
 	log      *recorder
 	changes  atomic.Int64 // calls of OnChange
 	buffer   *bufconn.Listener
+	store    *disk
+	limits   Limits
+	groups   []Group
+	stopRun  func()
 }
 
 // recorder keeps the messages of a log, and its text.
@@ -213,31 +219,76 @@ func newFleet(t testing.TB, limits Limits, groups ...Group) *fleet {
 			t.Error(err)
 		}
 	})
-	f := &fleet{ca: newIssuer(t), registry: prometheus.NewRegistry(), log: &recorder{}}
-	log := slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	if f.cache, err = cache.Open(t.Context(), cache.Options{Store: db, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	f := &fleet{ca: newIssuer(t), log: &recorder{}, store: &disk{Store: db}, limits: limits, groups: groups}
+	f.start(t)
+	return f
+}
+
+// start makes a server over what is stored.
+func (f *fleet) start(t testing.TB) {
+	t.Helper()
+	var err error
+	if f.cache, err = cache.Open(t.Context(), cache.Options{Store: f.store, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		t.Fatal(err)
 	}
 	p := f.cache.Plan()
-	for _, g := range groups {
+	for _, g := range f.groups {
 		if err := p.AddGroup(t.Context(), g.Name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	commit(t, p)
-	f.Server, err = New(Options{
-		Cache: f.cache, Policy: NewPolicy(groups), Limits: limits, Replica: "replica-1", Log: log, Registerer: f.registry,
+	f.registry = prometheus.NewRegistry()
+	log := slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	f.Server, err = New(t.Context(), Options{
+		Cache: f.cache, Policy: NewPolicy(f.groups), Limits: f.limits, Replica: "replica-1", Log: log, Registerer: f.registry, Store: f.store,
 		OnChange: func(string) { f.changes.Add(1) },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	server := f.Server
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- server.Run(ctx) }()
+	f.stopRun = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(f.stopRun)
 	var names []string
-	for _, g := range groups {
+	for _, g := range f.groups {
 		names = append(names, g.Name)
 	}
 	f.buffer = f.listen(t, Listener{Groups: names})
-	return f
+}
+
+// restart ends the server and starts another one over the same store.
+func (f *fleet) restart(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	f.Shutdown(ctx)
+	f.stopRun()
+	f.start(t)
+}
+
+// disk is a store of which the commits can be made to fail.
+type disk struct {
+	store.Store
+	broken atomic.Bool
+}
+
+var errBroken = errors.New("disk is broken")
+
+// Commit implements store.Store.
+func (d *disk) Commit(ctx context.Context, conditions []store.Condition, operations []store.Operation) (int64, error) {
+	if d.broken.Load() {
+		return 0, errBroken
+	}
+	return d.Store.Commit(ctx, conditions, operations)
 }
 
 // listen serves on one more buffer until the test ends.
@@ -251,12 +302,12 @@ func (f *fleet) listen(t testing.TB, l Listener) *bufconn.Listener {
 
 func (f *fleet) serve(t testing.TB, l Listener) {
 	t.Helper()
-	served := make(chan error, 1)
-	go func() { served <- f.Serve(context.Background(), l) }()
+	server, served := f.Server, make(chan error, 1)
+	go func() { served <- server.Serve(context.Background(), l) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		f.Shutdown(ctx)
+		server.Shutdown(ctx)
 		if err := <-served; err != nil {
 			t.Error(err)
 		}

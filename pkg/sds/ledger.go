@@ -15,13 +15,16 @@ const (
 	leaveGrace = 10 * time.Second
 	// maxNACKs is how many rejected versions of one secret are remembered for a node, the newest. Older ones are no longer stored.
 	maxNACKs = 32
+	// versionLength is that of a secret.Version: 64 hex digits.
+	versionLength = 64
 )
 
 // ledger knows every node: what it was sent, and what it said about that. Nodes that are offline stay, as far as there is room.
 //
 // Lock order: ledger.mu, then node.mu. A stream holds its node, so that an acknowledgement takes the node's lock only.
 type ledger struct {
-	perIdentity int // node ids of one identity
+	perIdentity int         // node ids of one identity
+	changed     changedFunc // what is to be stored of a node
 
 	mu         sync.Mutex
 	nodes      map[nodeKey]*node             // guarded by mu
@@ -41,7 +44,8 @@ type roster struct {
 
 // node is one Envoy.
 type node struct {
-	key nodeKey
+	key     nodeKey
+	changed changedFunc
 
 	// Guarded by ledger.mu.
 	streams int
@@ -77,7 +81,7 @@ type record struct {
 
 func newLedger(perIdentity int) *ledger {
 	return &ledger{
-		perIdentity: perIdentity, nodes: map[nodeKey]*node{}, groups: map[string]*roster{}, identities: map[string]map[*node]struct{}{},
+		perIdentity: perIdentity, changed: func(nodeKey, string) {}, nodes: map[nodeKey]*node{}, groups: map[string]*roster{}, identities: map[string]map[*node]struct{}{},
 	}
 }
 
@@ -100,12 +104,7 @@ func (l *ledger) connect(key nodeKey, group string, transport Transport, protoco
 		if err := l.makeRoom(key.identity, group); err != nil {
 			return nil, err
 		}
-		n = &node{key: key, records: map[string]*record{}}
-		l.nodes[key] = n
-		if l.identities[key.identity] == nil {
-			l.identities[key.identity] = map[*node]struct{}{}
-		}
-		l.identities[key.identity][n] = struct{}{}
+		n = l.add(key)
 	}
 	if n.group != group {
 		l.regroup(n, group)
@@ -123,6 +122,17 @@ func (l *ledger) connect(key nodeKey, group string, transport Transport, protoco
 		l.settle(n) // what it had before it went away counts only if it subscribes again
 	}
 	return n, nil
+}
+
+// add makes a node that is in no group yet. The caller holds mu.
+func (l *ledger) add(key nodeKey) *node {
+	n := &node{key: key, changed: l.changed, records: map[string]*record{}}
+	l.nodes[key] = n
+	if l.identities[key.identity] == nil {
+		l.identities[key.identity] = map[*node]struct{}{}
+	}
+	l.identities[key.identity][n] = struct{}{}
+	return n
 }
 
 // settle drops what a node subscribed to before it went away. The caller holds both locks.
@@ -155,6 +165,9 @@ func (l *ledger) regroup(n *node, group string) {
 				old.remove(name, n)
 			}
 			next.add(name, n)
+		}
+		if len(r.nacks) > 0 {
+			l.changed(n.key, name)
 		}
 	}
 	n.group = group
@@ -215,8 +228,11 @@ func (l *ledger) forget(n *node) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r := l.groups[n.group]
-	for name := range n.records {
+	for name, record := range n.records {
 		r.remove(name, n)
+		if len(record.nacks) > 0 {
+			l.changed(n.key, name)
+		}
 	}
 	delete(r.nodes, n)
 	r.offline.Remove(n.parked)
@@ -333,11 +349,14 @@ func (n *node) noteSent(r *record, version secret.Version, at time.Time) {
 
 // noteACK records that the node acknowledged res, or has it already. It reports whether that counts: bytes that it rejected before
 // are acknowledged without being applied (facts/envoy-sds.md, trap 1).
-func (n *node) noteACK(r *record, res *cache.Resource, at time.Time) bool {
+func (n *node) noteACK(name string, r *record, res *cache.Resource, at time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if r.rejected(res.Version) {
 		return false
+	}
+	if len(r.nacks) > 0 && r.goodVersion() != res.Version {
+		n.changed(n.key, name)
 	}
 	r.acked, r.ackedAt, r.good = res.Version, at.UnixNano(), res
 	return true
@@ -345,6 +364,9 @@ func (n *node) noteACK(r *record, res *cache.Resource, at time.Time) bool {
 
 // noteKnown records that the node says it has a version from before. It counts like an acknowledgement.
 func (n *node) noteKnown(r *record, version secret.Version, at time.Time) {
+	if len(version) != versionLength {
+		return // none of ours, and possibly long
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !r.rejected(version) {
@@ -359,8 +381,8 @@ func (n *node) noteGone(r *record) {
 	r.acked, r.ackedAt = "", 0
 }
 
-// noteNACK records that the node rejected a version, and returns the version that it goes on with; empty if none is known.
-func (n *node) noteNACK(r *record, nack NACK) secret.Version {
+// noteNACK records that the node rejected a version.
+func (n *node) noteNACK(r *record, nack NACK) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r.nacks = slices.DeleteFunc(r.nacks, func(old NACK) bool { return old.Version == nack.Version })
@@ -372,24 +394,5 @@ func (n *node) noteNACK(r *record, nack NACK) secret.Version {
 	if r.acked == nack.Version {
 		r.acked, r.ackedAt = "", 0
 	}
-	if r.good == nil {
-		return ""
-	}
-	return r.good.Version
-}
-
-// release forgets that nodes rejected a version of a secret.
-func (l *ledger) release(name string, version secret.Version) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, n := range l.nodes {
-		n.mu.Lock()
-		if r := n.records[name]; r != nil {
-			r.nacks = slices.DeleteFunc(r.nacks, func(nack NACK) bool { return nack.Version == version })
-			if len(r.nacks) == 0 && !r.subscribed {
-				delete(n.records, name)
-			}
-		}
-		n.mu.Unlock()
-	}
+	n.changed(n.key, nack.Secret)
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
@@ -102,10 +104,12 @@ func newEnvoyAnyway(t *testing.T, conn *grpc.ClientConn, protocol Protocol) *env
 	ctx := t.Context()
 	e := &envoy{t: t, protocol: protocol, answers: make(chan answer, 10), ended: make(chan error, 1), cancel: func() {}}
 	desc := &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}
-	method := "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-	if protocol == Delta {
-		method = "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets"
-	}
+	method := map[Protocol]string{
+		SotW:     secretv3.SecretDiscoveryService_StreamSecrets_FullMethodName,
+		Delta:    secretv3.SecretDiscoveryService_DeltaSecrets_FullMethodName,
+		ADSSotW:  discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName,
+		ADSDelta: discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName,
+	}[protocol]
 	stream, err := conn.NewStream(ctx, desc, method)
 	if err == nil {
 		err = stream.RecvMsg(&corev3.Node{})

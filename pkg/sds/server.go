@@ -1,4 +1,4 @@
-// Package sds serves secrets to Envoys by the Secret Discovery Service over gRPC, SotW and delta.
+// Package sds serves secrets to Envoys by the Secret Discovery Service over gRPC, and by ADS, SotW and delta.
 //
 // It stands at the end of the data flow: pkg/cache says what each node group is at, this package sends it to the nodes of the
 // group, and hears what they say about it. pkg/rollout reads the answers (Progress) and moves the groups.
@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
 )
 
 const (
@@ -49,6 +51,8 @@ type Options struct {
 	Log *slog.Logger
 	// Registerer gets the metrics. One Server for each Registerer.
 	Registerer prometheus.Registerer
+	// Store is where it is kept what nodes rejected, for as long as Run runs. Values must be sealed by it. Default: a restart forgets that.
+	Store store.Store
 	// OnChange is called after a node of the group connected, left, subscribed, acknowledged or rejected something. It is called
 	// from the streams' own goroutines, often, and must not block. Default: nothing.
 	OnChange func(group string)
@@ -64,6 +68,7 @@ type Server struct {
 
 	rights    atomic.Pointer[rights]
 	ledger    *ledger
+	keeper    *keeper // nil without a store
 	admission *admission
 	metrics   *metrics
 	refusals  lockedBucket
@@ -80,8 +85,9 @@ type rights struct {
 	replaced chan struct{}
 }
 
-// New returns a Server that listens nowhere yet. The error is that of a metric that cannot be registered.
-func New(opts Options) (*Server, error) {
+// New returns a Server that listens nowhere yet, and knows what nodes rejected before the restart. The error is that of the store, or of a
+// metric that cannot be registered.
+func New(ctx context.Context, opts Options) (*Server, error) {
 	m, err := newMetrics(opts.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
@@ -94,6 +100,13 @@ func New(opts Options) (*Server, error) {
 	}
 	if s.changed == nil {
 		s.changed = func(string) {}
+	}
+	if opts.Store != nil {
+		s.keeper = newKeeper(opts.Store, s.cache, s.ledger, s.log)
+		s.ledger.changed = s.keeper.mark
+		if err := s.keeper.load(ctx); err != nil {
+			return nil, err
+		}
 	}
 	s.rights.Store(&rights{policy: opts.Policy, replaced: make(chan struct{})})
 	if err := opts.Registerer.Register(nodeCounter{s}); err != nil {
@@ -131,10 +144,21 @@ func (s *Server) Release(name string, version secret.Version) {
 		s.log.Error("release of a rejected version", "secret", name, "version", version.Short(), "err", err)
 		return
 	}
-	s.ledger.release(name, version)
+	s.ledger.forgetNACKs(name, func(v secret.Version) bool { return v == version })
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.replace(s.rights.Load().policy) // every stream looks at its names again
+}
+
+// Run stores what nodes reject until ctx ends, and then what is left of it. It begins before Serve and ends after it; without a store it only
+// waits. It always returns nil: what cannot be stored is tried again, and logged.
+func (s *Server) Run(ctx context.Context) error {
+	if s.keeper == nil {
+		<-ctx.Done()
+		return nil
+	}
+	s.keeper.run(ctx)
+	return nil
 }
 
 // Serve answers on one listener until ctx ends, Shutdown is called, or accepting fails, which alone is an error. It closes the
@@ -161,6 +185,7 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 		grpc.WaitForHandlers(true),
 	)
 	secretv3.RegisterSecretDiscoveryServiceServer(svc.grpc, svc)
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(svc.grpc, svc)
 	if !s.add(svc) {
 		return l.Close() // after Shutdown
 	}
@@ -216,9 +241,11 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.readers.Wait()
 }
 
-// service is the gRPC service on one listener. FetchSecrets is not implemented: it could not be told of anything.
+// service is the gRPC services on one listener: SDS, and ADS for secrets only. FetchSecrets is not implemented: it could not be told of
+// anything.
 type service struct {
 	secretv3.UnimplementedSecretDiscoveryServiceServer
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	server   *Server
 	grpc     *grpc.Server
 	groups   []string
@@ -234,6 +261,16 @@ func (s *service) StreamSecrets(stream secretv3.SecretDiscoveryService_StreamSec
 // DeltaSecrets serves a delta stream.
 func (s *service) DeltaSecrets(stream secretv3.SecretDiscoveryService_DeltaSecretsServer) error {
 	return s.serve(stream, Delta)
+}
+
+// StreamAggregatedResources serves a SotW stream of ADS.
+func (s *service) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return s.serve(stream, ADSSotW)
+}
+
+// DeltaAggregatedResources serves a delta stream of ADS.
+func (s *service) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return s.serve(stream, ADSDelta)
 }
 
 // stop ends the streams, and cuts what is left when ctx ends.

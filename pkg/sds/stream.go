@@ -15,7 +15,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-// stream is one SDS stream, SotW or delta. Only its own goroutine touches it; the reader beside it hands over requests.
+// stream is one stream of SDS or ADS, SotW or delta. Only its own goroutine touches it; the reader beside it hands over requests.
 type stream struct {
 	server   *Server
 	out      grpc.ServerStream
@@ -43,6 +43,7 @@ type stream struct {
 type subscription struct {
 	record *record
 	sent   secret.Version // that the Envoy has from this stream, as far as it did not reject it; empty: none
+	held   secret.Version // that the Envoy acknowledged on this stream, and goes on with if it rejects what was sent; empty: none is known
 	gone   bool           // the last answer was removed_resources
 	queued bool
 	force  bool // answer even if nothing is new
@@ -74,7 +75,7 @@ func (s *service) admit(ctx context.Context, out grpc.ServerStream, peer Peer, p
 		names: map[string]*subscription{}, window: window{limit: windowResponses}, pace: newBucket(server.limits.RequestsPerStreamPerSecond),
 	}
 	defer st.close()
-	return st.run(ctx, server.read(ctx, out, protocol == Delta))
+	return st.run(ctx, server.read(ctx, out, protocol.delta()))
 }
 
 // read hands over the requests of a stream one by one. The goroutine ends with the stream; Shutdown waits for it.
@@ -206,7 +207,7 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 	if err := st.authorize(); err != nil {
 		return err
 	}
-	if r.typeURL != "" && r.typeURL != typeURL {
+	if r.typeURL != typeURL && (r.typeURL != "" || st.protocol.aggregated()) {
 		return errTypeURL
 	}
 	first := st.node == nil
@@ -221,7 +222,7 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 		st.pace.spend(time.Now())
 		if !first && st.stale(r.nonce) { // a nonce of the first request is that of an earlier stream
 			st.server.metrics.denied.WithLabelValues(reasonNonce).Inc()
-			if st.protocol == SotW { // the Envoy will answer a newer response, with its names
+			if !st.protocol.delta() { // the Envoy will answer a newer response, with its names
 				return nil
 			}
 		}
@@ -235,7 +236,7 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 
 // stale reports whether a nonce that acknowledges nothing has no other meaning either.
 func (st *stream) stale(nonce string) bool {
-	return nonce != "" && (st.protocol == Delta || !st.window.repeats(nonce))
+	return nonce != "" && (st.protocol.delta() || !st.window.repeats(nonce))
 }
 
 // open makes the stream that of a node, by its first request.
@@ -354,7 +355,7 @@ func (st *stream) push(name string, sub *subscription) error {
 
 // withdraw says that there is nothing under a name. SotW has no word for that: an Envoy rejects an empty response.
 func (st *stream) withdraw(name string, sub *subscription, force bool, snapshot uint64) error {
-	if st.protocol == SotW {
+	if !st.protocol.delta() {
 		sub.sent = ""
 		return nil
 	}
@@ -377,7 +378,7 @@ func (st *stream) current(name string) (*cache.Resource, uint64) {
 func (st *stream) send(name string, sub *subscription, res *cache.Resource, snapshot uint64) error {
 	st.nonce += 1 + rand.Uint64N(1<<24) // grows, and cannot be guessed by an Envoy that did not read the response
 	r := &response{
-		delta: st.protocol == Delta, snapshot: snapshot, nonce: st.nonce, name: name, resource: res, origin: st.server.controlPlane,
+		delta: st.protocol.delta(), snapshot: snapshot, nonce: st.nonce, name: name, resource: res, origin: st.server.controlPlane,
 	}
 	if err := st.out.SendMsg(r); err != nil {
 		return errors.Join(errSend, err)

@@ -101,7 +101,7 @@ func TestResponsesNameSnapshotVersionAndReplica(t *testing.T) {
 		if a.replica != "replica-1" || a.typeURL != typeURL {
 			t.Errorf("replica %q, type %q", a.replica, a.typeURL)
 		}
-		if protocol == Delta && a.version != version {
+		if protocol.delta() && a.version != version {
 			t.Errorf("version %q, want %q", a.version, version)
 		}
 	})
@@ -140,7 +140,7 @@ func TestResubscriptionIsAnswered(t *testing.T) {
 		e.request(&discoveryv3.DiscoveryRequest{ResourceNames: e.names, ResponseNonce: last.nonce},
 			&discoveryv3.DeltaDiscoveryRequest{ResourceNamesSubscribe: []string{"a"}})
 		e.expect("a")
-		if protocol == Delta { // also without having dropped it
+		if protocol.delta() { // also without having dropped it
 			e.subscribe("b")
 			e.expect("b")
 		}
@@ -180,7 +180,7 @@ func TestOtherTypesAreRefused(t *testing.T) {
 		const other = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 		f := newFleet(t, Limits{})
 		e := f.envoy(t, protocol, "edge-1")
-		if protocol == Delta {
+		if protocol.delta() {
 			e.send(&discoveryv3.DeltaDiscoveryRequest{Node: e.node, TypeUrl: other, ResourceNamesSubscribe: []string{"a"}})
 		} else {
 			e.send(&discoveryv3.DiscoveryRequest{Node: e.node, TypeUrl: other, ResourceNames: []string{"a"}})

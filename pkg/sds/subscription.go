@@ -12,7 +12,7 @@ const wildcard = "*"
 
 // subscriptions applies the names of a request, and reports whether something was added or dropped.
 func (st *stream) subscriptions(r *request, first bool) (bool, error) {
-	if st.protocol == SotW {
+	if !st.protocol.delta() {
 		return st.replace(r.names)
 	}
 	return st.adjust(r, first)
@@ -82,8 +82,8 @@ func (st *stream) has(name string, version secret.Version) {
 		return
 	}
 	if res = st.node.choose(sub.record, res); res != nil && res.Version == version {
-		st.node.noteACK(sub.record, res, now)
-		sub.sent, sub.force = version, false
+		st.node.noteACK(name, sub.record, res, now)
+		sub.sent, sub.held, sub.force = version, version, false
 	}
 }
 

@@ -27,9 +27,17 @@ type Protocol string
 
 // The protocols, as the nodes command shows them.
 const (
-	SotW  Protocol = "sotw"
-	Delta Protocol = "delta"
+	SotW     Protocol = "sotw"
+	Delta    Protocol = "delta"
+	ADSSotW  Protocol = "ads-sotw"
+	ADSDelta Protocol = "ads-delta"
 )
+
+// delta reports whether the node is told differences; otherwise it is the state of the world.
+func (p Protocol) delta() bool { return p == Delta || p == ADSDelta }
+
+// aggregated reports whether the stream could carry other types, too, which the other servers of ADS do.
+func (p Protocol) aggregated() bool { return p == ADSSotW || p == ADSDelta }
 
 // Node is one Envoy as the nodes command shows it.
 type Node struct {
@@ -114,7 +122,7 @@ func (n *node) view(group string, at *cache.Snapshot, policy *Policy) Node {
 		Since: n.since.UTC(), Snapshot: at.Number, State: n.state(group, at, policy), Secrets: []NodeSecret{},
 	}
 	for name, r := range n.records {
-		if !n.counts(r) {
+		if !n.counts(r) && (n.connected || len(r.nacks) == 0) { // of an offline node, also what it rejected before a restart of ours
 			continue
 		}
 		one := NodeSecret{Name: name, Want: wanted(group, name, at, policy), Sent: versionAt(r.sent, r.sentAt), Acked: versionAt(r.acked, r.ackedAt)}

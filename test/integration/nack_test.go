@@ -53,15 +53,16 @@ func startEdge(t *testing.T, api bootstrap.API, names ...string) *edge {
 	for _, g := range edgeGroups {
 		groups = append(groups, sds.Group{Name: g, Secrets: []string{"*"}})
 	}
-	e.server, err = sds.New(sds.Options{
-		Cache: e.cache, Policy: sds.NewPolicy(groups), Replica: "test", Log: log, Registerer: prometheus.NewRegistry(),
+	e.server, err = sds.New(t.Context(), sds.Options{
+		Cache: e.cache, Policy: sds.NewPolicy(groups), Replica: "test", Log: log, Registerer: prometheus.NewRegistry(), Store: e.store,
 		OnChange: func(string) { e.rollout.Wake() },
 	})
 	must(t, err)
-	e.rollout, err = rollout.New(t.Context(), rollout.Options{Cache: e.cache, Store: e.store, Fleet: ledger{e.server}, Policy: edgePolicy(), Log: log, Released: e.server.Release})
+	e.rollout, err = rollout.New(t.Context(), rollout.Options{Cache: e.cache, Store: e.store, Fleet: ledger{e.server}, Policy: edgePolicy(), Log: log, Released: e.server.Release, Refers: e.server.Refers})
 	must(t, err)
 	must(t, e.rollout.Reconfigure(t.Context(), edgePolicy()))
 	e.background(e.rollout.Run)
+	e.background(e.server.Run)
 	for _, g := range edgeGroups {
 		e.startNode(g, api, names)
 	}
@@ -172,7 +173,7 @@ func (e *edge) serves(group, name, serial string) {
 }
 
 func TestRejectedVersionGoesBackByItselfAndProductionNeverSeesIt(t *testing.T) {
-	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW} {
+	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.SotW, bootstrap.ADSDelta, bootstrap.ADSSotW} {
 		t.Run(string(api), func(t *testing.T) {
 			const bad, good = "bad.example", "good.example"
 			e := startEdge(t, api, bad, good)

@@ -1,0 +1,145 @@
+package sds
+
+import (
+	"slices"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+// This is the side of the ledger that the keeper sees.
+
+// export returns what is to be stored of a record; false if there is nothing that the node rejected.
+func (l *ledger) export(id recordID) (storedRecord, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nodes[id.node]
+	if n == nil {
+		return storedRecord{}, false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := n.records[id.name]
+	if r == nil || len(r.nacks) == 0 {
+		return storedRecord{}, false
+	}
+	return storedRecord{
+		Identity: id.node.identity, Node: id.node.id, Secret: id.name, Group: n.group, Transport: n.transport, Protocol: n.protocol,
+		Good: r.goodVersion(), NACKs: slices.Clone(r.nacks),
+	}, true
+}
+
+// goodVersion is what the node goes on with: what it acknowledged last, or, where that was before our time, said that it has.
+func (r *record) goodVersion() secret.Version {
+	if r.good != nil {
+		return r.good.Version
+	}
+	return r.acked
+}
+
+// lacks reports whether a node goes on with a version of which the bytes are not in memory.
+func (l *ledger) lacks(id recordID, version secret.Version) bool {
+	lacks := false
+	l.with(id, func(_ *node, r *record) { lacks = r.good == nil && r.acked == version })
+	return lacks
+}
+
+// recall gives back the bytes that a node goes on with.
+func (l *ledger) recall(id recordID, res *cache.Resource) {
+	l.with(id, func(_ *node, r *record) {
+		if r.good == nil && r.acked == res.Version && !r.rejected(res.Version) {
+			r.good = res
+		}
+	})
+}
+
+// with calls do for a record, if there is one.
+func (l *ledger) with(id recordID, do func(*node, *record)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nodes[id.node]
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r := n.records[id.name]; r != nil {
+		do(n, r)
+	}
+}
+
+// restore takes over a stored record. Its node is offline, and subscribes to nothing until it comes back.
+func (l *ledger) restore(id recordID, s storedRecord, good *cache.Resource) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nodes[id.node]
+	if n == nil {
+		_ = l.makeRoom(id.node.identity, s.Group) // all known nodes are offline, so there is room
+		n = l.add(id.node)
+		n.transport, n.protocol = s.Transport, s.Protocol
+	}
+	if n.group != s.Group {
+		l.regroup(n, s.Group)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.since = s.last() // they come sorted by it
+	if n.parked != nil {
+		l.groups[n.group].offline.Remove(n.parked)
+	}
+	n.parked = l.groups[n.group].offline.PushBack(n)
+	n.records[id.name] = &record{good: good, nacks: s.NACKs}
+	for i := range s.NACKs {
+		s.NACKs[i].Secret = id.name // which the key says already
+	}
+}
+
+// forgetNACKs drops the NACKs of a secret's versions for which gone is true.
+func (l *ledger) forgetNACKs(name string, gone func(secret.Version) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range l.nodes {
+		n.mu.Lock()
+		if r := n.records[name]; r != nil {
+			before := len(r.nacks)
+			r.nacks = slices.DeleteFunc(r.nacks, func(nack NACK) bool { return gone(nack.Version) })
+			if len(r.nacks) != before {
+				l.changed(n.key, name)
+			}
+			if len(r.nacks) == 0 && r.streams == 0 && !r.subscribed {
+				delete(n.records, name)
+			}
+		}
+		n.mu.Unlock()
+	}
+}
+
+// good returns the versions of a secret with which nodes go on that rejected another one.
+func (l *ledger) good(name string) map[secret.Version]bool {
+	versions := map[secret.Version]bool{}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, n := range l.nodes {
+		n.mu.Lock()
+		if r := n.records[name]; r != nil && len(r.nacks) > 0 {
+			if v := r.goodVersion(); v != "" {
+				versions[v] = true
+			}
+		}
+		n.mu.Unlock()
+	}
+	return versions
+}
+
+// Refers reports which versions of a secret must stay stored because nodes that rejected another one go on with them (DESIGN 4, invariant
+// 6). It is asked before versions are pruned; NACKs of those that are gone by then are forgotten.
+func (s *Server) Refers(name string) func(secret.Version) bool {
+	good := s.ledger.good(name)
+	if s.keeper != nil {
+		s.keeper.sweep(name)
+	}
+	return func(v secret.Version) bool { return good[v] }
+}
+
+// changedFunc is told that what a node rejected, or goes on with after that, has changed. It is called with locks held.
+type changedFunc func(node nodeKey, name string)

@@ -127,18 +127,16 @@ func TestGroupsChangeLive(t *testing.T) {
 
 	// A new group begins with what the last wave serves; a right that is lost is lost at once.
 	b.reconfigure(settings{Groups: []string{"canary", "production", "edge"}, Secrets: "www"})
-	var production, edge uint64
-	for _, g := range b.status(func(admin.Status) error { return nil }).Groups {
-		switch g.Name {
-		case "production":
-			production = g.Snapshot
-		case "edge":
-			edge = g.Snapshot
+	b.status(func(s admin.Status) error {
+		at := map[string]uint64{}
+		for _, g := range s.Groups {
+			at[g.Name] = g.Snapshot
 		}
-	}
-	if edge != production || edge == 1 {
-		t.Errorf("edge is at snapshot %d, production at %d, want the same", edge, production)
-	}
+		if at["edge"] != at["production"] || at["edge"] <= 1 {
+			return fmt.Errorf("groups are at %v, want edge where production is", at)
+		}
+		return nil
+	})
 	b.eventually(func() error { return n.lost("other") })
 	b.must(n.has("www", ""))
 
@@ -179,6 +177,13 @@ func TestCertificatesAndIssuersChangeLive(t *testing.T) {
 
 	// One that leaves the configuration is removed by the waves, and comes back without another order.
 	b.reconfigure(settings{})
+	b.status(func(s admin.Status) error { // production has a node that wants it
+		if len(s.Rollouts) != 1 || s.Rollouts[0].State != "waiting" {
+			return fmt.Errorf("rollouts %+v, want one that waits for a promotion", s.Rollouts)
+		}
+		return nil
+	})
+	b.ok("promote", "--group", "production")
 	b.eventually(func() error { return n.lost("issued.example") })
 	var history admin.Rollouts
 	b.json(&history, "rollout", "history")

@@ -29,20 +29,35 @@ type DNS struct {
 	queries map[string]int        // guarded by mu; A questions by name, without the last dot
 }
 
-// StartDNS starts the server on a free port.
+// dnsTries is how many ports are tried: one that is free for TCP may be taken for UDP.
+const dnsTries = 20
+
+// StartDNS starts the server on a port that is free for UDP and TCP.
 func StartDNS(ctx context.Context) (*DNS, error) {
+	var errs []error
+	for range dnsTries {
+		d, err := startDNS(ctx)
+		if err == nil {
+			return d, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("dns: %w", errors.Join(errs...))
+}
+
+func startDNS(ctx context.Context) (*DNS, error) {
 	address, err := FreeAddress()
 	if err != nil {
-		return nil, fmt.Errorf("dns: %w", err)
+		return nil, err
 	}
 	var lc net.ListenConfig
 	udp, err := lc.ListenPacket(ctx, "udp", address)
 	if err != nil {
-		return nil, fmt.Errorf("dns: %w", err)
+		return nil, err
 	}
 	tcp, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("dns: %w", err), udp.Close())
+		return nil, errors.Join(err, udp.Close())
 	}
 	d := &DNS{Address: address, udp: udp, tcp: tcp, conns: make(map[net.Conn]struct{}), queries: make(map[string]int)}
 	d.serving.Go(d.serveUDP)

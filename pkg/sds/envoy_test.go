@@ -3,6 +3,7 @@ package sds
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,7 +27,7 @@ type answer struct {
 	snapshot, nonce, replica, typeURL string
 	name                              string         // of the secret
 	version                           secret.Version // delta
-	chain                             string
+	chain, raw                        string         // without and with the white space at its end
 	removed                           string
 }
 
@@ -112,7 +113,7 @@ func (e *envoy) receive() (answer, error) {
 		}
 		for _, r := range m.GetResources() {
 			a.version = secret.Version(r.GetVersion())
-			a.name, a.chain = e.open(r.GetResource())
+			a.name, a.chain, a.raw = e.open(r.GetResource())
 			if r.GetName() != a.name {
 				e.t.Errorf("resource %q holds secret %q", r.GetName(), a.name)
 			}
@@ -131,17 +132,19 @@ func (e *envoy) receive() (answer, error) {
 	}
 	a := answer{snapshot: m.GetVersionInfo(), nonce: m.GetNonce(), replica: m.GetControlPlane().GetIdentifier(), typeURL: m.GetTypeUrl()}
 	for _, r := range m.GetResources() {
-		a.name, a.chain = e.open(r)
+		a.name, a.chain, a.raw = e.open(r)
 	}
 	return a, nil
 }
 
-func (e *envoy) open(packed *anypb.Any) (name, chain string) {
+func (e *envoy) open(packed *anypb.Any) (name, chain, raw string) {
 	var s tlsv3.Secret
 	if err := packed.UnmarshalTo(&s); err != nil {
 		e.t.Error(err)
 	}
-	return s.GetName(), string(s.GetTlsCertificate().GetCertificateChain().GetInlineBytes())
+	raw = string(s.GetTlsCertificate().GetCertificateChain().GetInlineBytes())
+	// What is judged anew has white space behind its PEM blocks: other bytes of the same meaning.
+	return s.GetName(), strings.TrimRight(raw, " \t\n") + "\n", raw
 }
 
 // send sends a request as it is.

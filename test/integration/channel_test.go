@@ -128,7 +128,13 @@ func TestClientCertificateRenewal(t *testing.T) {
 	ends(old)
 	served(ctx, t, f, fleet.Production, *renew(ctx, t, f, "done").Serial)
 
-	// In time: Envoy comes back with the new certificate before the old one ends.
+	// In time: Envoy comes back with the new certificate before the old one ends. Certificates count whole seconds: one later, the ends differ.
+	must(t, testenv.Eventually(ctx, func(context.Context) error {
+		if !time.Now().Add(25 * time.Second).Truncate(time.Second).After(old.NotAfter) {
+			return errors.New("a new certificate would end in the same second")
+		}
+		return nil
+	}))
 	_, err = f.Run(ctx, "identity", "renew", f.Identity(fleet.Production))
 	must(t, err)
 	renewed := certificate(t, f)

@@ -111,7 +111,7 @@ func (f *Fleet) Versions(ctx context.Context, secret string) (map[string]string,
 }
 
 // loadPause keeps a load from taking the processors that it measures.
-const loadPause = time.Millisecond
+const loadPause = 2 * time.Millisecond
 
 // Load starts full handshakes with an Envoy of the fleet, verified to Pebble's root.
 func (f *Fleet) Load(ctx context.Context, group, serverName string, workers int) (*testenv.Load, error) {

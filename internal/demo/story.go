@@ -195,17 +195,18 @@ func (d *demo) rotateOften(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		stored, err := d.stored(ctx, *r.Version)
+		first := map[string]time.Time{}
+		for _, group := range []string{fleet.Canary, fleet.Production} {
+			if first[group], err = d.load[group].WaitSerial(ctx, *r.Serial); err != nil {
+				return err
+			}
+		}
+		stored, err := d.stored(ctx, *r.Version) // asked last: the answer takes processor time that is being measured
 		if err != nil {
 			return err
 		}
-		for group, into := range map[string]*[]float64{fleet.Canary: &canary, fleet.Production: &production} {
-			first, err := d.load[group].WaitSerial(ctx, *r.Serial)
-			if err != nil {
-				return err
-			}
-			*into = append(*into, milliseconds(first.Sub(stored)))
-		}
+		canary = append(canary, milliseconds(first[fleet.Canary].Sub(stored)))
+		production = append(production, milliseconds(first[fleet.Production].Sub(stored)))
 		issued = append(issued, *r.IssuedSeconds*1000)
 	}
 	d.result.Rotations = rotations

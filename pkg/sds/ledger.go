@@ -362,16 +362,18 @@ func (n *node) noteACK(name string, r *record, res *cache.Resource, at time.Time
 	return true
 }
 
-// noteKnown records that the node says it has a version from before. It counts like an acknowledgement.
-func (n *node) noteKnown(r *record, version secret.Version, at time.Time) {
+// noteKnown records that the node says it has a version from before. It reports whether that counts, which it does like an acknowledgement.
+func (n *node) noteKnown(r *record, version secret.Version, at time.Time) bool {
 	if len(version) != versionLength {
-		return // none of ours, and possibly long
+		return false // none of ours, and possibly long
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !r.rejected(version) {
-		r.acked, r.ackedAt = version, at.UnixNano()
+	if r.rejected(version) {
+		return false
 	}
+	r.acked, r.ackedAt = version, at.UnixNano()
+	return true
 }
 
 // noteGone records that the node acknowledged the removal of a name.

@@ -76,7 +76,9 @@ func (st *stream) forced(name string) bool { return st.names[name].force }
 func (st *stream) has(name string, version secret.Version) {
 	sub := st.names[name]
 	now := time.Now()
-	st.node.noteKnown(sub.record, version, now)
+	if st.node.noteKnown(sub.record, version, now) {
+		sub.held = version
+	}
 	res, _ := st.current(name)
 	if res == nil {
 		return

@@ -51,7 +51,7 @@ type tableRow struct {
 // TestNackTable pushes every row of the table over a good one to a real Envoy. Validation is left out by writing to the store.
 func TestNackTable(t *testing.T) {
 	p := newPKI(t)
-	for _, api := range []bootstrap.API{bootstrap.ADSDelta, bootstrap.Delta, bootstrap.SotW, bootstrap.ADSSotW} {
+	for _, api := range allAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := startTableEdge(t, api, p)
 			e.pushAll(t)
@@ -88,34 +88,47 @@ func TestNackTable(t *testing.T) {
 
 func startTableEdge(t *testing.T, api bootstrap.API, p *pki) *tableEdge {
 	t.Helper()
-	e := &tableEdge{bareEdge: newBareEdge(t), pki: p}
-	e.wire = startWire(e.T, e.socket)
-	hosts, change := []string{bystander}, []string{}
-	good := map[string]secret.Version{bystander: e.keep(bystander, e.pki.good(t, bystander), nil)}
+	e := newTableEdge(t, p)
 	for _, row := range nackRows() {
 		r := &tableRow{nackRow: row, name: row.host()}
-		hosts = append(hosts, r.host())
 		if r.unseenInSotW && api.Type() == "GRPC" {
 			r.verdict = drops
 		}
+		e.rows = append(e.rows, r)
+	}
+	e.startRows(t, api)
+	return e
+}
+
+// startRows starts the Envoy with a good secret for each row, and waits until all are served.
+func (e *tableEdge) startRows(t *testing.T, api bootstrap.API) {
+	t.Helper()
+	hosts, change := []string{bystander}, []string{}
+	good := map[string]secret.Version{bystander: e.keep(bystander, e.pki.good(t, bystander), nil)}
+	for _, r := range e.rows {
+		hosts = append(hosts, r.host())
 		first := e.pki.good(t, r.host())
 		r.serial, good[r.host()] = serial(t, first), e.keep(r.host(), first, nil)
 		if r.kind != nil {
-			r.name = r.kindName()
+			r.name = r.host() + ".kind"
 			good[r.name] = e.keep(r.name, e.pki.good(t, r.name), r.kind.good(t, e.pki, r.name))
 			reference := fmt.Sprintf("            - name: %q\n              sds_config: *sds", r.host())
 			indent := r.kind.config[strings.LastIndex(r.kind.config, "\n")+1:]
 			change = append(change, reference, fmt.Sprintf("%s\n%sname: %q\n%ssds_config: *sds", reference, r.kind.config, r.name, indent))
 		}
-		e.rows = append(e.rows, r)
 	}
 	e.move(good)
 	e.startEnvoy(api, e.wire.socket, hosts, change...)
 	e.judgeServed(t)
-	return e
 }
 
-func (r *tableRow) kindName() string { return r.host() + ".kind" }
+// newTableEdge is one without rows and without an Envoy.
+func newTableEdge(t *testing.T, p *pki) *tableEdge {
+	t.Helper()
+	e := &tableEdge{bareEdge: newBareEdge(t), pki: p}
+	e.wire = startWire(e.T, e.socket)
+	return e
+}
 
 // pushAll moves the group to the rows' versions, all in one step, and waits for what Envoy says to each.
 func (e *tableEdge) pushAll(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
@@ -39,6 +40,9 @@ type wire struct {
 	other   map[string]*anypb.Any // guarded by mu; by key
 	cut     chan struct{}         // guarded by mu; closed to end all streams
 	opened  int                   // guarded by mu; streams of the Envoy so far
+	asked   int                   // guarded by mu; requests of the Envoy so far
+	nodes   int                   // guarded by mu; requests with a node among them
+	refuses bool                  // guarded by mu; streams are ended at once
 }
 
 func startWire(t *testenv.T, upstream string) *wire {
@@ -87,9 +91,13 @@ func (w *wire) stream(_ any, down grpc.ServerStream) error {
 	ctx, cancel := context.WithCancel(down.Context())
 	defer cancel()
 	w.mu.Lock()
-	cut := w.cut
+	cut, refuses := w.cut, w.refuses
 	w.opened++
 	w.mu.Unlock()
+	if refuses {
+		return status.Error(codes.Unavailable, "refused")
+	}
+	delta := strings.Contains(method, "Delta")
 	up, err := w.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
 	if err != nil {
 		return err
@@ -97,14 +105,14 @@ func (w *wire) stream(_ any, down grpc.ServerStream) error {
 	go func() { // ends with the stream
 		for {
 			var frame []byte
-			if down.RecvMsg(&frame) != nil || up.SendMsg(&frame) != nil {
+			if down.RecvMsg(&frame) != nil || w.request(frame, delta) != nil || up.SendMsg(&frame) != nil {
 				cancel()
 				return
 			}
 		}
 	}()
 	ended := make(chan error, 1)
-	go func() { ended <- w.responses(up, down, strings.Contains(method, "Delta")) }()
+	go func() { ended <- w.responses(up, down, delta) }()
 	select {
 	case err = <-ended:
 	case <-cut:
@@ -113,6 +121,42 @@ func (w *wire) stream(_ any, down grpc.ServerStream) error {
 		err = status.Error(codes.Unavailable, "cut")
 	}
 	return err
+}
+
+// request counts what the Envoy writes.
+func (w *wire) request(frame []byte, delta bool) error {
+	var m interface {
+		proto.Message
+		GetNode() *corev3.Node
+	} = &discoveryv3.DiscoveryRequest{}
+	if delta {
+		m = &discoveryv3.DeltaDiscoveryRequest{}
+	}
+	if err := proto.Unmarshal(frame, m); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked++
+	if m.GetNode() != nil {
+		w.nodes++
+	}
+	return nil
+}
+
+// requests is how many the Envoy has written so far, and how many of them had a node.
+func (w *wire) requests() (all, withNode int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked, w.nodes
+}
+
+// refuse ends every stream, and every later one at once.
+func (w *wire) refuse(on bool) {
+	w.mu.Lock()
+	w.refuses = on
+	w.mu.Unlock()
+	w.drop()
 }
 
 // responses counts and hands on what the server writes.

@@ -36,7 +36,7 @@ func TestNeedEnvoySkipsOnlyOnOlderOnes(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "envoy")
 			script := fmt.Sprintf("#!/bin/sh\necho\necho '%s  version: ddabe691e1aaa74b/%s/Clean/RELEASE/BoringSSL'\n", path, tc.stated)
-			if err := os.WriteFile(path, []byte(script), 0o700); err != nil { //nolint:gosec // it is run
+			if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
 				t.Fatal(err)
 			}
 			t.Setenv("ENVOY_BIN", path)

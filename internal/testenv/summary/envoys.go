@@ -47,8 +47,12 @@ func envoyEnvironment(ctx context.Context, version string, stdout io.Writer) ([]
 	if err != nil {
 		return nil, err
 	}
-	if stated, err := testenv.EnvoyVersionOf(ctx, path); err != nil || stated != version {
-		return nil, fmt.Errorf("envoy %s: %s states %q: %w", version, path, stated, err)
+	stated, err := testenv.EnvoyVersionOf(ctx, path)
+	if err == nil && stated != version {
+		err = fmt.Errorf("%s states %q", path, stated)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("envoy %s: %w", version, err)
 	}
 	return []string{"ENVOY_BIN=" + path}, nil
 }

@@ -112,25 +112,47 @@ func TestReconnectBackOffIsHonoured(t *testing.T) {
 }
 
 // The node is 60 kB.
-func TestNodeIsSentOnceForAStream(t *testing.T) {
-	for _, api := range allAPIs {
+func TestNodeIsSentOnceForASotWStream(t *testing.T) {
+	for _, api := range []bootstrap.API{bootstrap.SotW, bootstrap.ADSSotW} {
 		t.Run(string(api), func(t *testing.T) {
-			const name = "a.example"
-			e := newTableEdge(t, newPKI(t))
-			e.renew(name)
-			e.startEnvoy(api, e.wire.socket, []string{name})
-			for range 3 {
-				e.serves(name, e.renew(name))
+			if all, withNode, streams := countNodes(t, api); withNode != streams {
+				t.Errorf("%d requests on %d streams, %d with a node", all, streams, withNode)
 			}
-			e.wait(func() error {
-				streams := e.wire.streams()
-				if all, withNode := e.wire.requests(); all < streams+4 || withNode != streams {
-					return fmt.Errorf("%d requests on %d streams, %d with a node", all, streams, withNode)
-				}
-				return nil
-			})
 		})
 	}
+}
+
+// Before Envoy 1.38 set_node_on_first_message_only did nothing in delta.
+func TestNodeIsSentOnceForADeltaStream(t *testing.T) {
+	version, once := testenv.EnvoyAtLeast(t, "1.38")
+	for _, api := range []bootstrap.API{bootstrap.Delta, bootstrap.ADSDelta} {
+		t.Run(string(api), func(t *testing.T) {
+			all, withNode, streams := countNodes(t, api)
+			if once && withNode != streams || !once && withNode != all {
+				t.Errorf("Envoy %s: %d requests on %d streams, %d with a node", version, all, streams, withNode)
+			}
+		})
+	}
+}
+
+// countNodes has an Envoy acknowledge some pushes, and counts its requests.
+func countNodes(t *testing.T, api bootstrap.API) (all, withNode, streams int) {
+	t.Helper()
+	const name = "a.example"
+	e := newTableEdge(t, newPKI(t))
+	e.renew(name)
+	e.startEnvoy(api, e.wire.socket, []string{name})
+	for range 3 {
+		e.serves(name, e.renew(name))
+	}
+	e.wait(func() error {
+		streams = e.wire.streams()
+		if all, withNode = e.wire.requests(); all < streams+4 {
+			return fmt.Errorf("%d requests on %d streams", all, streams)
+		}
+		return nil
+	})
+	return all, withNode, streams
 }
 
 // A changed CA bundle judges the next handshake.
@@ -236,9 +258,12 @@ func TestOnDemandCertificatesNeedEnvoy137(t *testing.T) {
 		t.Errorf("a name that does not exist: got %v, want a failed handshake at once", err)
 	}
 	e.serves(late, e.renew(late))
-	if n := e.server.Nodes()[0]; n.State != sds.Synced {
-		t.Errorf("got state %s, want SYNCED: %+v", n.State, n)
-	}
+	e.wait(func() error {
+		if n := e.server.Nodes()[0]; n.State != sds.Synced {
+			return fmt.Errorf("got state %s, want SYNCED: %+v", n.State, n)
+		}
+		return nil
+	})
 }
 
 func port(address string) string { return address[strings.LastIndex(address, ":")+1:] }

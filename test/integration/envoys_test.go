@@ -158,15 +158,15 @@ func countNodes(t *testing.T, api bootstrap.API) (all, withNode, streams int) {
 // A changed CA bundle judges the next handshake.
 func TestValidationContextIsSwappedLive(t *testing.T) {
 	e, name, versions := startOtherKind(t, "junk CA bundle")
-	if err := clientsAreJudged(e.Ready(), e, name); err != nil {
+	if err := clientsAreJudged(e, name); err != nil {
 		t.Fatal(err)
 	}
 	before := e.pki
 	e.pki = newPKI(t)
 	versions(bundle(t, name+".kind", certText(e.pki.root.cert)))
-	e.wait(func() error { return clientsAreJudged(e.Ready(), e, name) })
+	e.wait(func() error { return clientsAreJudged(e, name) })
 	e.pki = before
-	if clientsAreJudged(e.Ready(), e, name) == nil {
+	if clientsAreJudged(e, name) == nil {
 		t.Error("a client certificate of the old CA is taken")
 	}
 }

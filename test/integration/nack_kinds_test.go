@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"time"
 
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -21,7 +22,7 @@ type otherKind struct {
 	config string
 	good   func(t *testing.T, p *pki, name string) *anypb.Any
 	// holds says whether the good one is in effect.
-	holds func(ctx context.Context, e *tableEdge, host string) error
+	holds func(e *tableEdge, host string) error
 }
 
 var otherKinds = []nackRow{
@@ -60,13 +61,13 @@ func ticketKey(t *testing.T, name string, size int) *anypb.Any {
 }
 
 // clientsAreJudged shows that a client certificate of the trusted CA is taken, and that of another CA is not.
-func clientsAreJudged(ctx context.Context, e *tableEdge, host string) error {
+func clientsAreJudged(e *tableEdge, host string) error {
 	client := func(issuer *pki) error {
 		key := newECKey(e, elliptic.P256())
 		leaf := issuer.middle.leaf(e, "client.example", key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
 		config := serverConfig(host)
 		config.Certificates = []tls.Certificate{{Certificate: [][]byte{leaf.Raw, issuer.middle.cert.Raw}, PrivateKey: key}}
-		_, err := session(ctx, e.https, config) // in TLS 1.3 the handshake alone succeeds before the server has judged
+		_, err := session(e.Context(), e.https, config) // in TLS 1.3 the handshake alone succeeds before the server has judged
 		return err
 	}
 	if err := client(e.pki); err != nil {
@@ -80,14 +81,14 @@ func clientsAreJudged(ctx context.Context, e *tableEdge, host string) error {
 
 // sessionOutlivesRenewal shows that a session is resumed after the certificate was renewed: the renewal makes a new TLS context, which would
 // have keys of its own where none are given.
-func sessionOutlivesRenewal(ctx context.Context, e *tableEdge, host string) error {
+func sessionOutlivesRenewal(e *tableEdge, host string) error {
 	config := serverConfig(host)
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	if _, err := session(ctx, e.https, config); err != nil {
+	if _, err := session(e.Context(), e.https, config); err != nil {
 		return err
 	}
 	e.serves(host, e.renew(host))
-	resumed, err := session(ctx, e.https, config)
+	resumed, err := session(e.Context(), e.https, config)
 	if err == nil && !resumed {
 		err = errors.New("the session was not resumed after the renewal")
 	}
@@ -100,11 +101,14 @@ func serverConfig(host string) *tls.Config {
 
 // session makes one request, after which all tickets have come, and reports whether the session was resumed.
 func session(ctx context.Context, address string, config *tls.Config) (resumed bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
 	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close() // what was of interest has been read
+	defer conn.Close()                                          // what was of interest has been read
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })() // ends what hangs
 	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+config.ServerName+"\r\nConnection: close\r\n\r\n"); err != nil {
 		return false, err
 	}

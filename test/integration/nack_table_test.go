@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -152,7 +151,7 @@ func (e *tableEdge) pushAll(t *testing.T) {
 		versions[r.name] = r.version
 	}
 	e.move(versions)
-	must(t, testenv.Eventually(e.Ready(), func(context.Context) error { return e.answered() }))
+	e.wait(e.answered)
 }
 
 // answered returns nil when the Envoy has answered to each row as the table says.
@@ -186,7 +185,7 @@ func (e *tableEdge) states() map[string]sds.NodeSecret {
 // reconnected waits until the Envoy has opened more streams than before, and subscribes to everything again.
 func (e *tableEdge) reconnected(t *testing.T, before int) {
 	t.Helper()
-	must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
+	e.wait(func() error {
 		states := e.states()
 		if n := e.wire.streams(); n <= before {
 			return fmt.Errorf("%d streams so far", n)
@@ -197,7 +196,7 @@ func (e *tableEdge) reconnected(t *testing.T, before int) {
 			}
 		}
 		return nil
-	}))
+	})
 }
 
 // judge checks every row, once the other secret is served: what was sent before that on a common stream has been answered.
@@ -235,7 +234,7 @@ func (e *tableEdge) judgeServed(t *testing.T) {
 		if r.kind == nil {
 			continue
 		}
-		must(t, testenv.Eventually(e.Ready(), func(ctx context.Context) error { return r.kind.holds(ctx, e, r.host()) }))
+		e.wait(func() error { return r.kind.holds(e, r.host()) })
 	}
 }
 

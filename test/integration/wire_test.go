@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -117,8 +118,7 @@ func (w *wire) stream(_ any, down grpc.ServerStream) error {
 	case err = <-ended:
 	case <-cut:
 		cancel()
-		<-ended
-		err = status.Error(codes.Unavailable, "cut")
+		err = errors.Join(status.Error(codes.Unavailable, "cut"), <-ended)
 	}
 	return err
 }

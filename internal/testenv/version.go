@@ -37,6 +37,11 @@ func NeedEnvoy(tb testing.TB, minimum, feature string) {
 	}
 }
 
+// envoyFeatures are what a configuration can have that the oldest Envoy of "make test-envoys" refuses.
+var envoyFeatures = []struct{ text, minimum, name string }{
+	{"envoy.tls.certificate_selectors.on_demand_secret", "1.37", "on-demand certificates"},
+}
+
 // EnvoyAtLeast returns the version of the Envoy under test and whether it is the minimum or newer, for a test that shows both what newer
 // ones do and what older ones do.
 func EnvoyAtLeast(tb testing.TB, minimum string) (version string, ok bool) {

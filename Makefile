@@ -50,7 +50,7 @@ fuzz: ## run every fuzz test for FUZZTIME (30s)
 	@grep -rlE --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u | while read -r dir; do \
 	  for name in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | cut -c6-); do \
 	    echo "$$dir $$name"; \
-	    go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
+	    go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x "$$dir" </dev/null; \
 	  done; \
 	done
 
@@ -61,6 +61,10 @@ bench: ## run the benchmarks of the packages
 .PHONY: bench-rotation
 bench-rotation: tools ## measure stored-to-served on a real Envoy, 200 rotations
 	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench Rotation -benchtime 200x -timeout 9m ./test/integration
+
+.PHONY: bench-scale
+bench-scale: tools ## measure 1,000 and 3,000 secrets into one real Envoy, beside two other servers (5 minutes)
+	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench Scale -benchtime 3x -timeout 20m ./test/integration
 
 .PHONY: demo
 demo: tools ## issue and rotate a certificate on two real Envoys; KEEP=1 leaves all running

@@ -36,15 +36,60 @@ func TestStreamsOfOneIdentityAreBounded(t *testing.T) {
 
 func TestNewStreamsOfOneIdentityAreSlowed(t *testing.T) {
 	both(t, func(t *testing.T, protocol Protocol) {
-		f := newFleet(t, Limits{NewStreamsPerSecond: 3})
-		for range 3 {
+		f := newFleet(t, Limits{NewStreamsPerSecond: 3, StreamsPerPeer: 5})
+		for range 5 { // what it may have open may come at once
 			f.envoy(t, protocol, "edge-1").leave()
 		}
 		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
 		f.denied(t, "stream_rate", 1)
 		<-time.After(time.Second)
-		f.envoy(t, protocol, "edge-1").silent()
+		for range 3 {
+			f.envoy(t, protocol, "edge-1").leave()
+		}
+		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
 	})
+}
+
+// An Envoy without ADS opens a stream for each secret when it starts, and when it reconnects.
+func TestDefaultsLetAnEnvoyWithThousandsOfSecretsStart(t *testing.T) {
+	a := admission{limits: Limits{}.withDefaults(), peers: map[string]*admitted{}}
+	now := time.Now()
+	for range 2 {
+		for i := range 10_000 {
+			if err := a.admit("edge-1", now); err != nil {
+				t.Fatalf("stream %d: %v", i, err)
+			}
+		}
+		for range 10_000 {
+			a.release("edge-1")
+		}
+	}
+}
+
+func TestIdlePeersAreForgottenOnlyWithAFullAllowance(t *testing.T) {
+	a := admission{limits: Limits{NewStreamsPerSecond: 1, StreamsPerPeer: 3}.withDefaults(), peers: map[string]*admitted{}}
+	now := time.Now()
+	for i := range maxPeers {
+		peer := fmt.Sprint(i)
+		for range 3 {
+			if err := a.admit(peer, now); err != nil {
+				t.Fatal(err)
+			}
+			a.release(peer)
+		}
+	}
+	for after, want := range map[time.Duration]int{2 * time.Second: maxPeers + 1, 4 * time.Second: 1} {
+		b := admission{limits: a.limits, peers: map[string]*admitted{}}
+		for key, p := range a.peers {
+			b.peers[key] = &admitted{rate: p.rate}
+		}
+		if err := b.admit("new", now.Add(after)); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(b.peers); got != want {
+			t.Errorf("%d peers are remembered after %v, want %d", got, after, want)
+		}
+	}
 }
 
 func TestNamesOfAStreamAreBounded(t *testing.T) {

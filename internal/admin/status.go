@@ -55,7 +55,7 @@ func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
 		if ok && m.Created.After(newest.Created) {
 			newest = m
 		}
-		if ok && !time.Now().Before(m.NotAfter) { // a newer version elsewhere does not help this group
+		if ok && m.Ended(time.Now()) { // a newer version elsewhere does not help this group
 			out.State = string(issuer.StateExpired)
 		}
 	}

@@ -219,7 +219,7 @@ func (t *transaction) common(groups []string) map[string]secret.Version {
 // eligible reports whether a version may be rolled out.
 func (t *transaction) eligible(m cache.Meta) bool {
 	_, held := t.held(m.Name, m.Version)
-	return !held && t.now.Before(m.NotAfter)
+	return !held && !m.Ended(t.now)
 }
 
 // rewave gives rollouts under way the waves of the policy, as far as their groups were not switched yet. The groups that were added join
@@ -345,7 +345,7 @@ func (t *transaction) heal(ctx context.Context, versions []cache.Meta, reason, b
 		return nil
 	}
 	name := versions[0].Name
-	if versions[0].Source == cache.SourceACME && t.policy.Managed != nil && !t.policy.Managed(name) {
+	if versions[0].Source != cache.SourceImport && t.policy.Managed != nil && !t.policy.Managed(name) {
 		_, err := t.propose(ctx, intent{secret: name, reason: name + " left the configuration"})
 		return err
 	}

@@ -182,6 +182,13 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("secret %q: %s", e.Secret, e.Detail)
 }
 
+// Problems lists every [Error] in err, in order. It looks through joined and wrapped errors.
+func Problems(err error) []*Error {
+	var all []*Error
+	walk(err, func(e *Error) { all = append(all, e) })
+	return all
+}
+
 // Rules lists the rule of every [Error] in err, in order. It looks through joined and wrapped errors.
 func Rules(err error) []Rule {
 	var rules []Rule

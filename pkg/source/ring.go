@@ -115,7 +115,8 @@ func (s *Source) step(ctx context.Context, c Ring, now time.Time) (Status, time.
 	if standing.Everywhere {
 		return st, st.Next, nil
 	}
-	return st, now.Add(stepInterval), nil
+	// A step that has taken long will take longer.
+	return st, now.Add(max(stepInterval, min(now.Sub(at.Since)/10, lookInterval))), nil
 }
 
 // propose stores a ring's next state and hands its secret on, by one commit.

@@ -32,7 +32,7 @@ const (
 	debounce = 200 * time.Millisecond
 	// lookInterval is how often everything is looked at without an event: some file systems tell of no changes.
 	lookInterval = time.Minute
-	// stepInterval is how often a ring is looked at whose nodes are learning a key.
+	// stepInterval is how often a ring is looked at, at most, whose nodes are being given a key.
 	stepInterval = time.Second
 )
 

@@ -38,6 +38,16 @@ type bareEdge struct {
 
 func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Helper()
+	var secrets []bootstrap.Secret
+	for _, n := range names {
+		secrets = append(secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
+	}
+	return startBare(t, bootstrap.Options{API: api, Secrets: secrets})
+}
+
+// startBare fills in the addresses of the one Envoy.
+func startBare(t *testing.T, o bootstrap.Options) *bareEdge {
+	t.Helper()
 	e := &bareEdge{T: testenv.NewT(t)}
 	e.socket, e.https = filepath.Join(e.Dir, "run", "s"), e.Address()
 	var err error
@@ -46,12 +56,8 @@ func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Cleanup(func() { must(t, e.store.Close()) })
 	e.start()
 	t.Cleanup(func() { e.stop() })
-	o := bootstrap.Options{
-		NodeID: "canary-1", Cluster: "canary", AdminAddress: e.Address(), HTTPSAddress: e.https, SDS: bootstrap.SDS{UnixPath: e.socket}, API: api,
-	}
-	for _, n := range names {
-		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
-	}
+	o.NodeID, o.Cluster, o.AdminAddress, o.HTTPSAddress = "canary-1", "canary", e.Address(), e.https
+	o.SDS = bootstrap.SDS{UnixPath: e.socket}
 	config, err := bootstrap.Render(o)
 	must(t, err)
 	e.envoy = e.Envoy(testenv.EnvoyOptions{Name: "canary", Config: config})
@@ -97,10 +103,14 @@ func (e *bareEdge) restart() {
 	e.start()
 }
 
-// put moves the group to a new certificate and returns its version and serial. One that is broken has the key of another.
-func (e *bareEdge) put(ca *testenv.Authority, name string, broken bool) (secret.Version, string) {
+// put moves the group to a new certificate and returns its version and serial. One that is broken has the key of another. Its DNS names are
+// the secret's name, unless others are given.
+func (e *bareEdge) put(ca *testenv.Authority, name string, broken bool, dnsNames ...string) (secret.Version, string) {
 	e.Helper()
-	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: []string{name}})
+	if len(dnsNames) == 0 {
+		dnsNames = []string{name}
+	}
+	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: dnsNames})
 	must(e, err)
 	key, version := leaf.KeyPEM, secret.Version(fmt.Sprintf("%064x", time.Now().UnixNano()))
 	if broken {
@@ -112,7 +122,7 @@ func (e *bareEdge) put(ca *testenv.Authority, name string, broken bool) (secret.
 	must(e, err)
 	record, err := json.Marshal(map[string]any{
 		"name": name, "kind": secret.KindTLSCertificate, "version": version, "created": time.Now().UTC(), "source": cache.SourceImport,
-		"not_after": time.Now().Add(time.Hour), "chain_pem": string(slices.Concat(leaf.CertPEM, root)), "key_pem": string(key),
+		"dns_names": dnsNames, "not_after": time.Now().Add(time.Hour), "chain_pem": string(slices.Concat(leaf.CertPEM, root)), "key_pem": string(key),
 	})
 	must(e, err)
 	_, err = e.store.Commit(e.Context(), nil, []store.Operation{store.Put(store.Key("secret", name, string(version)), record)})

@@ -7,6 +7,9 @@ import (
 	"unicode"
 )
 
+// misledPerSecond is how often a secret is sent again to an Envoy that a client has misled.
+const misledPerSecond = 1000
+
 // maxMessage is how much of an Envoy's error text is kept, in bytes.
 const maxMessage = 1 << 10
 
@@ -49,15 +52,15 @@ func (st *stream) acknowledge(ctx context.Context, r *request) (bool, error) {
 }
 
 // misled handles a NACK that says nothing of the secret: a client has sent "*" as SNI, and until that subscription ends the Envoy rejects
-// everything (see envoyAgent). It is ended, and the secret is sent again. Each time costs the stream a tenth of a second, so that whoever says
-// so always gets it at most ten times a second. It reports whether the NACK is one of these.
+// everything (see envoyAgent). It is ended, and the secret is sent again. Whoever always says so gets it at most misledPerSecond times a second; the
+// bound is high, because a stream that is read slowly also answers the next "*" late. It reports whether the NACK is one of these.
 func (st *stream) misled(ctx context.Context, f flight, sub *subscription, message string) (bool, error) {
 	if f.resource == nil || !st.protocol.delta() || !st.envoy || !strings.Contains(message, wildcardRejection) {
 		return false, nil
 	}
 	st.log.InfoContext(ctx, "secret rejected because of a client that asked for *", "secret", f.resource.Name, "asked", f.name)
 	st.server.metrics.denied.WithLabelValues(errWildcard.reason).Inc()
-	st.pace.charge(time.Now(), 0.1)
+	st.pace.charge(time.Now(), 1.0/misledPerSecond)
 	if sub != nil {
 		if sub.sent == f.resource.Version {
 			sub.sent = sub.held

@@ -35,6 +35,11 @@ func TestBootstrapsAreValid(t *testing.T) {
 		"no http":      {"--group", "canary", "--node", "c1", "--http", ""},
 		"no https":     {"--group", "canary", "--node", "c1", "--https", ""},
 		"default node": {"--group", "canary"},
+		"on demand":    {"--group", "canary", "--node", "c1", "--on-demand"},
+		"on demand, prefetch": {
+			"--group", "production", "--node", "p1", "--identity", identity, "--on-demand", "--prefetch", "--secret", "later.example", "--default-name", "www.example",
+		},
+		"on demand, streams": {"--group", "canary", "--node", "c1", "--on-demand", "--ads=false"},
 	}
 	for name, args := range forms {
 		t.Run(name, func(t *testing.T) { validBootstrap(t, b, args) })
@@ -48,6 +53,13 @@ func TestBootstrapsAreValid(t *testing.T) {
 	}
 	if text, err := readText(channel); err != nil || text != b.ok("envoy", "bootstrap", "--group", "production", "--node", "p1", "--identity", identity, "--channel-secret") {
 		t.Errorf("--channel-secret prints something else than what is in channel.yaml: %s (%v)", text, err)
+	}
+	if out := validBootstrap(t, b, forms["on demand, prefetch"]); !strings.Contains(out, "ads_config") || !strings.Contains(out, `default_value: "www.example"`) ||
+		!strings.Contains(out, `prefetch_secret_names: [`) || !strings.Contains(out, `"later.example"`) {
+		t.Errorf("not what was asked for: %s", out)
+	}
+	if out := validBootstrap(t, b, forms["on demand, streams"]); strings.Contains(out, "ads_config") || strings.Contains(out, "prefetch_secret_names") {
+		t.Errorf("not what was asked for: %s", out)
 	}
 	var form struct {
 		Config string `json:"config"`

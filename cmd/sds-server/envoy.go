@@ -28,6 +28,8 @@ type bootstrapFlags struct {
 	group, node, identity, sds string
 	https, http, admin         string
 	sotw, ads, channelSecret   bool
+	onDemand, prefetch         bool
+	defaultName                string
 	secrets                    []string
 }
 
@@ -39,8 +41,14 @@ func (c *cli) envoyBootstrap() *cobra.Command {
 HTTP listener that routes ACME HTTP-01 challenges here and redirects the rest to HTTPS, and settings that were measured to matter.
 
 Over TCP the files of "identity issue --out DIR" are expected in --identity: tls.crt, tls.key, ca.crt, and channel.yaml, by which Envoy takes up a
-renewed client certificate without a restart. With --channel-secret that file is printed instead, for certificates of another CA.`,
+renewed client certificate without a restart. With --channel-secret that file is printed instead, for certificates of another CA.
+
+With --on-demand, Envoy (1.37 or newer) asks for a certificate when a client wants it, by the name in its SNI: for the secret of that name, or
+the best one of the group that covers it. It asks over one stream (ADS), unless --ads=false.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(cmd.Flags().Changed("ads")); err != nil {
+				return err
+			}
 			text, err := c.renderBootstrap(cmd.Context(), f)
 			if err != nil {
 				return err
@@ -59,12 +67,27 @@ renewed client certificate without a restart. With --channel-secret that file is
 	flags.StringArrayVar(&f.secrets, "secret", nil, "only this `secret`, also one that does not exist yet; repeat it (default: all that the group may have)")
 	flags.BoolVar(&f.ads, "ads", false, "one stream for all secrets (ADS), for an Envoy that has no other ADS server")
 	flags.BoolVar(&f.sotw, "sotw", false, "state of the world instead of delta")
+	flags.BoolVar(&f.onDemand, "on-demand", false, "ask for a certificate when a client wants it, by its SNI; with --secret, for those at the start, too")
+	flags.BoolVar(&f.prefetch, "prefetch", false, "with --on-demand, ask at the start for every DNS name in the group's certificates")
+	flags.StringVar(&f.defaultName, "default-name", "", "with --on-demand, the `name` to ask for where a client has no SNI (default: its handshake fails)")
 	flags.BoolVar(&f.channelSecret, "channel-secret", false, "print channel.yaml instead")
 	_ = cmd.MarkFlagRequired("group")
 	_ = cmd.MarkFlagDirname("identity")
 	c.groupNames().flag(cmd, "group")
 	names(c.secretNames).flag(cmd, "secret")
 	return cmd
+}
+
+// check refuses flags that do not go together, and takes ADS for on-demand certificates unless it is asked not to.
+func (f *bootstrapFlags) check(adsChanged bool) error {
+	switch {
+	case f.onDemand && f.sotw:
+		return usage("--on-demand and --sotw: only delta can say that there is no secret of a name")
+	case !f.onDemand && (f.prefetch || f.defaultName != ""):
+		return usage("--prefetch and --default-name: only with --on-demand")
+	}
+	f.ads = f.ads || f.onDemand && !adsChanged
+	return nil
 }
 
 func (c *cli) renderBootstrap(ctx context.Context, f bootstrapFlags) ([]byte, error) {
@@ -91,7 +114,7 @@ func (c *cli) renderBootstrap(ctx context.Context, f bootstrapFlags) ([]byte, er
 
 // flagNames replaces the options of the renderer by the flags that set them.
 var flagNames = strings.NewReplacer(
-	"AdminAddress", "--admin", "HTTPSAddress", "--https", "HTTPAddress", "--http", "NodeID", "--node", "SDS.Address", "--sds-address", "envoy bootstrap: ", "",
+	"OnDemand.DefaultName", "--default-name", "OnDemand.Prefetch", "--secret", "AdminAddress", "--admin", "HTTPSAddress", "--https", "HTTPAddress", "--http", "NodeID", "--node", "SDS.Address", "--sds-address", "envoy bootstrap: ", "",
 )
 
 func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, error) {
@@ -114,10 +137,14 @@ func (f bootstrapFlags) options(info admin.BootstrapInfo) (bootstrap.Options, er
 		}
 		o.NodeID = host
 	}
-	for _, s := range f.wanted(info.Secrets) {
-		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: s.Name, DNSNames: s.DNSNames})
+	if f.onDemand {
+		o.OnDemand = &bootstrap.OnDemand{DefaultName: f.defaultName, Prefetch: f.names(info.Secrets)}
+	} else {
+		for _, s := range f.wanted(info.Secrets) {
+			o.Secrets = append(o.Secrets, bootstrap.Secret{Name: s.Name, DNSNames: s.DNSNames})
+		}
 	}
-	if len(o.Secrets) == 0 {
+	if o.OnDemand == nil && len(o.Secrets) == 0 {
 		o.HTTPSAddress = ""
 	}
 	if info.Unix {
@@ -158,6 +185,23 @@ func (f bootstrapFlags) wanted(known []admin.BootstrapSecret) []admin.BootstrapS
 		out = append(out, one)
 	}
 	return out
+}
+
+// names are those that an on-demand Envoy asks for at its start. They are names that clients ask for, not those of secrets: what Envoy has
+// under another name it asks for again.
+func (f bootstrapFlags) names(known []admin.BootstrapSecret) []string {
+	names := slices.Clone(f.secrets)
+	if f.prefetch {
+		for _, s := range known {
+			for _, name := range s.DNSNames {
+				if net.ParseIP(name) == nil && !strings.HasPrefix(name, "*.") {
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // serverName is what Envoy checks in the server's certificate: the host that it dials if the certificate names it, else the first name.

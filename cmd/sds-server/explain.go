@@ -14,7 +14,8 @@ func (c *cli) explain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain --identity ID --secret NAME", Short: "Which rule lets an identity have a secret, or not", GroupID: "look", Args: cobra.NoArgs,
 		Long: `Says which rules decide whether a node with an identity may have a secret: a URI such as spiffe://edge.example/canary/edge-1, dns:NAME,
-unix:uid=N, or plaintext. Where a listener without TLS decides, the rule is "listener". The secret need not exist.`,
+unix:uid=N, or plaintext. Where a listener without TLS decides, the rule is "listener". The secret need not exist. For a name that is no secret's
+own, such as an on-demand Envoy asks for, it says which secret's certificate covers it; the secret rule is that of this one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if identity == "" || name == "" {
 				return usage("--identity and --secret: empty")
@@ -42,9 +43,9 @@ func writeExplanation(w io.Writer, e admin.Explanation) error {
 	if _, err := fmt.Fprintf(w, "%s: %s\n", verdict, printable([]string{e.Reason})[0]); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
-	groups := newTable("GROUP", "IDENTITY RULE", "DENY RULE", "SECRET RULE", "ALLOWED")
+	groups := newTable("GROUP", "IDENTITY RULE", "DENY RULE", "COVERED BY", "SECRET RULE", "ALLOWED")
 	for _, g := range e.Groups {
-		groups.add(g.Name, text(g.IdentityRule), text(g.DenyRule), text(g.SecretRule), yes(g.Allowed))
+		groups.add(g.Name, text(g.IdentityRule), text(g.DenyRule), text(g.CoveredBy), text(g.SecretRule), yes(g.Allowed))
 	}
 	return writeTables(w, groups)
 }

@@ -21,7 +21,7 @@ const (
 		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":""}]}`
 	nodesShape = `{"nodes":[{"id":"","group":"","identity":"","transport":"unix|tls|plaintext","protocol":"sotw|delta|ads-sotw|ads-delta","connected":true,"since":"",
 		"snapshot":9,"state":"SYNCED|STALE|NACKED|OFFLINE","secrets":[{"name":"","want":"","sent":{"version":"","at":""},"acked":{"version":"","at":""},
-		"nacked":{"version":"","at":"","message":""},"served":{"serial":"","version":"","at":""}}]}]}`
+		"nacked":{"version":"","at":"","message":"","secret":""},"served":{"serial":"","version":"","at":""},"covered_by":""}]}]}`
 	rolloutsShape = `{"rollouts":[{"id":4,"state":"","reason":"","started":"","deadline":"","change":[{"secret":"","from":"","to":"",
 		"kind":"renewal|chain|add|remove|emergency"}],"wave":0,"waves":[{"groups":[""],"state":"","snapshot":9,"ends":"","nodes":{"expected":2,"acked":2,"nacked":0},
 		"handshakes":{"ok":4,"failed":0,"last_error":null},"gates":[{"name":"","value":0,"before":0,"max":0,"ok":true}]}],

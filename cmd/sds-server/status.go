@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -179,8 +180,8 @@ func writeNodes(w io.Writer, n admin.Nodes, now time.Time) error {
 		if len(node.Secrets) == 0 {
 			t.add(append(first, none, none, none, none, none)...)
 		}
-		for _, s := range node.Secrets {
-			t.add(append(first, s.Name, shortVersion(s.Want), versionAt(s.Sent), versionAt(s.Acked), nackedAt(s.Nacked))...)
+		for _, row := range nodeRows(node.Secrets) {
+			t.add(append(first, row...)...)
 			first = []string{"", "", "", "", "", ""}
 		}
 	}
@@ -189,6 +190,30 @@ func writeNodes(w io.Writer, n admin.Nodes, now time.Time) error {
 		return err
 	}
 	return t.write(w)
+}
+
+// nodeRows are the rows of one node. An on-demand Envoy may have a thousand names under one certificate: those that stand alike share a row.
+func nodeRows(secrets []admin.NodeSecret) [][]string {
+	rows := make([][]string, 0, len(secrets))
+	alike := map[string]int{} // the row of the first one
+	more := map[int]int{}
+	for _, s := range secrets {
+		row := []string{s.Name, shortVersion(s.Want), versionAt(s.Sent), versionAt(s.Acked), nackedAt(s.Nacked)}
+		if s.CoveredBy != nil {
+			key := strings.Join(slices.Concat(row[1:], []string{*s.CoveredBy}), "\x00")
+			if first, ok := alike[key]; ok {
+				more[first]++
+				continue
+			}
+			alike[key] = len(rows)
+			row[0] += " by " + *s.CoveredBy
+		}
+		rows = append(rows, row)
+	}
+	for i, n := range more {
+		rows[i][0] += fmt.Sprintf(" and %d more", n)
+	}
+	return rows
 }
 
 func versionAt(v *admin.VersionAt) string {

@@ -12,7 +12,7 @@ var unbuilt = []string{
 	"secrets hold", "revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
 	"rollout start", "rollout pause", "rollout resume", "rollout abort", "rollout undo", "verify", "probe", "drill",
 	"audit list", "audit verify", "audit export", "report", "rekey", "store migrate",
-	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier", "envoy bootstrap --on-demand",
+	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier",
 }
 
 // refuseUnbuilt adds a hidden command or flag for each of them.

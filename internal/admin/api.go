@@ -140,7 +140,7 @@ type Node struct {
 	Secrets   []NodeSecret `json:"secrets"`
 }
 
-// NodeSecret is how a node stands with one secret that it subscribes to.
+// NodeSecret is how a node stands with one name that it subscribes to.
 type NodeSecret struct {
 	Name   string     `json:"name"`
 	Want   *string    `json:"want"`
@@ -148,6 +148,8 @@ type NodeSecret struct {
 	Acked  *VersionAt `json:"acked"`
 	Nacked *NackedAt  `json:"nacked"`
 	Served *ServedAt  `json:"served"`
+	// CoveredBy is the secret of which it is given the certificate, where that is not the one of this name.
+	CoveredBy *string `json:"covered_by"`
 }
 
 // VersionAt is a version at a time.
@@ -161,6 +163,7 @@ type NackedAt struct {
 	Version string    `json:"version"`
 	At      time.Time `json:"at"`
 	Message string    `json:"message"`
+	Secret  *string   `json:"secret"` // of which it is a version, where that is not the one of this name
 }
 
 // ServedAt is what a handshake saw.

@@ -168,8 +168,14 @@ func node(n sds.Node) Node {
 	}
 	for _, s := range n.Secrets {
 		one := NodeSecret{Name: s.Name, Want: optionalVersion(s.Want), Sent: versionAt(s.Sent), Acked: versionAt(s.Acked)}
+		if s.CoveredBy != "" {
+			one.CoveredBy = new(s.CoveredBy)
+		}
 		if s.Nacked != nil {
 			one.Nacked = &NackedAt{Version: string(s.Nacked.Version), At: s.Nacked.At.UTC(), Message: s.Nacked.Message}
+			if s.Nacked.Secret != "" {
+				one.Nacked.Secret = new(s.Nacked.Secret)
+			}
 		}
 		out.Secrets = append(out.Secrets, one)
 	}

@@ -74,7 +74,7 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	t.Cleanup(func() { must(t, sealed.Close()) })
 	p.store = &hookedStore{Store: sealed}
 	p.server.store = p.store
-	must(t, p.build(t.Context(), cfg))
+	must(t, p.build(t.Context(), cfg, nil))
 	p.channels = &channels{authority: p.identities, log: p.log}
 	p.enforce(cfg)
 	p.watcher = config.NewWatcher(config.WatcherOptions{Path: p.file, Initial: cfg, Apply: p.apply, Logger: p.log})

@@ -25,6 +25,7 @@ func edgeLimits(cfg *config.Config) sds.Limits {
 	return sds.Limits{
 		StreamsPerPeer: l.StreamsPerPeer, NamesPerStream: l.NamesPerStream, NewStreamsPerSecond: l.NewStreamsPerSecond,
 		RequestsPerStreamPerSecond: l.RequestsPerStreamPerSecond, NodesPerIdentity: l.NodesPerIdentity,
+		AliasesPerNode: l.AliasesPerNode,
 	}
 }
 

@@ -5,6 +5,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -59,8 +60,19 @@ type Options struct {
 	SDS SDS
 	// API defaults to Delta.
 	API API
-	// Secrets are the certificates of the TLS listener.
+	// Secrets are the certificates of the TLS listener. Excludes OnDemand.
 	Secrets []Secret
+	// OnDemand lets the TLS listener ask for a certificate by the name that a client asks for (SNI), when it does (Envoy 1.37 or newer). It needs
+	// a delta API: SotW cannot say that there is none, and handshakes would wait for it until their time-out.
+	OnDemand *OnDemand
+}
+
+// OnDemand is what on-demand certificates need to know.
+type OnDemand struct {
+	// DefaultName is asked for where a client names nothing; default "no-sni.invalid", which nobody has, so that its handshake fails.
+	DefaultName string
+	// Prefetch are names that are asked for at the start already; their first handshakes wait for nothing.
+	Prefetch []string
 }
 
 // SDS is the way to sds-server: a Unix socket, or TCP with mutual TLS.
@@ -123,7 +135,11 @@ func Render(o Options) ([]byte, error) {
 		c.add("API: %q is none of delta, sotw, ads-delta and ads-sotw", o.API)
 	}
 	if v.HTTPS != nil {
-		v.Chains = c.chains(o.Secrets)
+		if o.OnDemand != nil {
+			v.Chains = c.onDemand(&v)
+		} else {
+			v.Chains = c.chains(o.Secrets)
+		}
 		if v.ALPN != nil {
 			v.ALPNChains = alpnChains(v.Chains)
 		}
@@ -329,6 +345,26 @@ func (c *checker) chains(secrets []Secret) []chain {
 		chains[0].ServerNames = nil
 	}
 	return chains
+}
+
+// onDemandChain is the name of the one filter chain that serves whatever is asked for.
+const onDemandChain = "on_demand"
+
+func (c *checker) onDemand(v *view) []chain {
+	o := *v.OnDemand
+	if len(v.Secrets) > 0 {
+		c.add("OnDemand: excludes Secrets")
+	}
+	if v.API != Delta && v.API != ADSDelta {
+		c.add("OnDemand: needs delta, %s cannot say that there is no secret of a name", v.API)
+	}
+	o.DefaultName = cmp.Or(o.DefaultName, "no-sni.invalid")
+	c.text("OnDemand.DefaultName", o.DefaultName)
+	for i, name := range o.Prefetch {
+		c.required(fmt.Sprintf("OnDemand.Prefetch[%d]", i), name)
+	}
+	v.OnDemand = &o
+	return []chain{{Secrets: []string{onDemandChain}}}
 }
 
 // serverNames are the names that an SNI can have, lower-case and sorted; SNI carries no IP addresses.

@@ -34,6 +34,12 @@ func variants() map[string]bootstrap.Options {
 	sotw := unix
 	sotw.API = bootstrap.SotW
 
+	onDemand := unix
+	onDemand.API, onDemand.Secrets, onDemand.OnDemand = bootstrap.ADSDelta, nil, &bootstrap.OnDemand{}
+	onDemandStreams := onDemand
+	onDemandStreams.API, onDemandStreams.ALPNChallengeAddress = bootstrap.Delta, "127.0.0.1:18003"
+	onDemandStreams.OnDemand = &bootstrap.OnDemand{DefaultName: "www.example", Prefetch: []string{"www.example", "a.example"}}
+
 	adsDelta, adsSotw := unix, unix
 	adsDelta.API, adsSotw.API = bootstrap.ADSDelta, bootstrap.ADSSotW
 
@@ -77,7 +83,7 @@ func variants() map[string]bootstrap.Options {
 
 	return map[string]bootstrap.Options{
 		"unix-delta": unix, "unix-sotw": sotw, "ads-delta": adsDelta, "ads-sotw": adsSotw, "ads-several-secrets": adsSeveral, "mtls": mtls, "mtls-channel-sds": channel, "mtls-name": name,
-		"several-secrets": several, "tls-alpn": alpn, "standard-ports": bare, "http-only": plain, "no-listener": none,
+		"on-demand": onDemand, "on-demand-streams": onDemandStreams, "several-secrets": several, "tls-alpn": alpn, "standard-ports": bare, "http-only": plain, "no-listener": none,
 	}
 }
 
@@ -240,6 +246,13 @@ func TestWrongOptionsAreAllNamed(t *testing.T) {
 		{"bad port", func(o *bootstrap.Options) { o.AdminAddress = "127.0.0.1:65536" }, []string{"AdminAddress: port"}},
 		{"no host", func(o *bootstrap.Options) { o.ChallengeAddress = ":18002" }, []string{"ChallengeAddress: "}},
 		{"no secrets", func(o *bootstrap.Options) { o.Secrets = nil }, []string{"Secrets: empty"}},
+		{"on demand and secrets", func(o *bootstrap.Options) { o.OnDemand = &bootstrap.OnDemand{} }, []string{"OnDemand: excludes Secrets"}},
+		{"on demand by SotW", func(o *bootstrap.Options) {
+			o.OnDemand, o.Secrets, o.API = &bootstrap.OnDemand{}, nil, bootstrap.ADSSotW
+		}, []string{"OnDemand: needs delta"}},
+		{"on demand without names", func(o *bootstrap.Options) {
+			o.Secrets, o.OnDemand = nil, &bootstrap.OnDemand{DefaultName: "a\nb", Prefetch: []string{""}}
+		}, []string{"OnDemand.DefaultName: ", "OnDemand.Prefetch[0]: empty"}},
 		{"unnamed secret", func(o *bootstrap.Options) { o.Secrets[0].Name = "" }, []string{"Secrets[0].Name: empty"}},
 		{"no files", func(o *bootstrap.Options) { o.SDS = bootstrap.SDS{Address: "127.0.0.1:1"} }, []string{"SDS.CertFile: empty", "SDS.KeyFile: empty", "SDS.CAFile: empty"}},
 		{"both transports", func(o *bootstrap.Options) { o.SDS.UnixPath = "/run/s" }, []string{"SDS: UnixPath excludes"}},

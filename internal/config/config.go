@@ -111,7 +111,7 @@ type Limits struct {
 	NewStreamsPerSecond int `mapstructure:"new_streams_per_second"`
 	// RequestsPerStreamPerSecond only slows the reading of a stream; default 20,000.
 	RequestsPerStreamPerSecond int `mapstructure:"requests_per_stream_per_second"`
-	// AliasesPerNode is names under a wildcard; default 1,000.
+	// AliasesPerNode is names that are no secret's own and are covered by a certificate; default 1,000.
 	AliasesPerNode int `mapstructure:"aliases_per_node"`
 	// NodesPerIdentity is different node ids; default 1,000.
 	NodesPerIdentity int `mapstructure:"nodes_per_identity"`

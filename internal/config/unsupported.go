@@ -29,7 +29,6 @@ func unsupportedKeys() []unsupportedKey {
 	return []unsupportedKey{
 		{key: "store.backend", refuses: is(backendEtcd), hint: "use bbolt"},
 		{key: "store.etcd"},
-		{key: "xds.limits.aliases_per_node"},
 		{key: "http.tls", hint: "listen on loopback"},
 		{key: "challenges.tls-alpn-01", hint: "use http-01"},
 		{key: "challenges.dns-01", hint: "use http-01"},

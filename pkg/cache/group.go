@@ -9,15 +9,17 @@ import (
 type group struct {
 	name     string
 	snapshot atomic.Pointer[Snapshot]
+	coverage coverage // guarded by Cache.mu
 
 	mu          sync.Mutex
 	revision    int64                               // guarded by mu; of its stored record
 	moves       []Move                              // guarded by mu
-	subscribers map[string]map[*Subscriber]struct{} // guarded by mu; by secret name
+	subscribers map[string]map[*Subscriber]struct{} // guarded by mu; by subscribed name
+	asked       Hosts                               // guarded by mu; the subscribed names
 }
 
 func newGroup(name string, at *Snapshot) *group {
-	g := &group{name: name, subscribers: map[string]map[*Subscriber]struct{}{}}
+	g := &group{name: name, coverage: coverage{}, subscribers: map[string]map[*Subscriber]struct{}{}}
 	g.snapshot.Store(at)
 	return g
 }
@@ -39,14 +41,27 @@ func (g *group) set(r groupRecord, at *Snapshot, revision int64) {
 	g.snapshot.Store(at)
 }
 
-// wake tells every subscriber of the names.
-func (g *group) wake(names []string) {
+// wake tells every subscriber of the changed secrets, and of the names that are no secret's own and are covered by a changed DNS name.
+func (g *group) wake(changed, dnsNames []string) {
+	at := g.at().Secrets
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, name := range names {
-		for s := range g.subscribers[name] {
-			s.mark(name)
+	for _, name := range changed {
+		g.markAll(name)
+	}
+	for _, dnsName := range dnsNames {
+		for asked := range g.asked.CoveredBy(dnsName) {
+			if _, own := at.Version(asked); !own {
+				g.markAll(asked)
+			}
 		}
+	}
+}
+
+// markAll tells every subscriber of a name. The caller holds mu.
+func (g *group) markAll(name string) {
+	for s := range g.subscribers[name] {
+		s.mark(name)
 	}
 }
 
@@ -75,6 +90,7 @@ func (s *Subscriber) Add(name string) {
 	defer s.group.mu.Unlock()
 	if s.group.subscribers[name] == nil {
 		s.group.subscribers[name] = map[*Subscriber]struct{}{}
+		s.group.asked.Add(name)
 	}
 	s.group.subscribers[name][s] = struct{}{}
 }
@@ -86,8 +102,12 @@ func (s *Subscriber) Remove(name string) {
 	delete(s.group.subscribers[name], s)
 	if len(s.group.subscribers[name]) == 0 {
 		delete(s.group.subscribers, name)
+		s.group.asked.Remove(name)
 	}
 }
+
+// Wake lets the stream look at a name as if it had changed.
+func (s *Subscriber) Wake(name string) { s.mark(name) }
 
 // Close stops listening to the given names, which are all that the stream subscribed to.
 func (s *Subscriber) Close(names []string) {

@@ -116,5 +116,6 @@ func (c *Cache) read(ctx context.Context, name string, version secret.Version) (
 	if err != nil {
 		return resource{}, err
 	}
+	res.dnsNames = r.DNSNames
 	return resource{Resource: res, meta: r.Meta}, nil
 }

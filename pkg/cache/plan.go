@@ -97,6 +97,7 @@ func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, source Source, i
 	if err != nil {
 		return Meta{}, false, err
 	}
+	res.dnsNames = meta.DNSNames
 	p.keep(resource{Resource: res, meta: meta})
 	key := secretKey(s.Name(), version)
 	var conditions []store.Condition

@@ -17,7 +17,7 @@ type target struct {
 
 // publish makes what is stored visible: all groups switch at once, then the streams that subscribe to a changed name are woken.
 func (c *Cache) publish(resources []resource, targets []target) {
-	changed := make([][]string, len(targets))
+	changed, dnsNames := make([][]string, len(targets)), make([][]string, len(targets))
 	var stale []string // names of which a version may have gone out of use
 	c.mu.Lock()
 	c.latest = c.snapshots.last
@@ -27,7 +27,12 @@ func (c *Cache) publish(resources []resource, targets []target) {
 	}
 	for i, t := range targets {
 		from := t.group.at()
-		for name := range from.Secrets.Diff(t.to.Secrets) {
+		diff := from.Secrets.Diff(t.to.Secrets)
+		if c.groups[t.group.name] == nil { // it begins where it is
+			c.cover(t.group, &Set{}, (&Set{}).Diff(from.Secrets))
+		}
+		dnsNames[i] = c.cover(t.group, from.Secrets, diff)
+		for name := range diff {
 			changed[i] = append(changed[i], name)
 			if _, left := from.Secrets.Version(name); left {
 				stale = append(stale, name)
@@ -40,7 +45,7 @@ func (c *Cache) publish(resources []resource, targets []target) {
 	c.forget(slices.Compact(stale))
 	c.mu.Unlock()
 	for i, t := range targets {
-		t.group.wake(changed[i])
+		t.group.wake(changed[i], dnsNames[i])
 	}
 }
 

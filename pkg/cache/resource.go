@@ -2,6 +2,8 @@ package cache
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -21,6 +23,17 @@ type Resource struct {
 	Name    string
 	Version secret.Version
 	body    []byte // an encoded tls.v3.Secret without its name
+
+	dnsNames []string // of the certificate
+}
+
+// Covers reports whether it is a certificate for a host name (see Cache.Covering).
+func (r *Resource) Covers(asked string) bool {
+	exact, wild, ok := hostKeys(asked)
+	return ok && slices.ContainsFunc(r.dnsNames, func(name string) bool {
+		name = strings.ToLower(name)
+		return name == exact || name == wild
+	})
 }
 
 // Body returns the encoded envoy.extensions.transport_sockets.tls.v3.Secret without its name. Protobuf fields may come in any

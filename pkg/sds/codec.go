@@ -76,7 +76,7 @@ type request struct {
 }
 
 // nodeID is what is used of a Node.
-type nodeID struct{ id, cluster string }
+type nodeID struct{ id, cluster, agent string }
 
 // The field numbers of envoy/service/discovery/v3/discovery.proto and envoy/config/core/v3/base.proto.
 const (
@@ -95,7 +95,7 @@ func decodeSotw(data []byte) (request, error) {
 		r.nack, r.message = true, d.GetMessage()
 	}
 	if n := m.GetNode(); n != nil {
-		r.node = &nodeID{id: n.GetId(), cluster: n.GetCluster()}
+		r.node = &nodeID{id: n.GetId(), cluster: n.GetCluster(), agent: n.GetUserAgentName()}
 	}
 	return r, nil
 }
@@ -113,7 +113,7 @@ func decodeDelta(data []byte) (request, error) {
 		r.nack, r.message = true, d.GetMessage()
 	}
 	if n := m.GetNode(); n != nil {
-		r.node = &nodeID{id: n.GetId(), cluster: n.GetCluster()}
+		r.node = &nodeID{id: n.GetId(), cluster: n.GetCluster(), agent: n.GetUserAgentName()}
 	}
 	return r, nil
 }
@@ -167,13 +167,14 @@ func rewrite(message []byte, field protowire.Number, change func([]byte) ([]byte
 	return append(out, message[copied:]...), nil
 }
 
-// response is one DiscoveryResponse or DeltaDiscoveryResponse with one secret, or with one removed name (delta only).
+// response is one DiscoveryResponse or DeltaDiscoveryResponse with one secret, or (delta only) with one removed name, or with nothing.
 type response struct {
 	delta    bool
 	snapshot uint64
 	nonce    uint64
 	name     string
 	resource *cache.Resource // nil: the name is removed
+	nothing  bool            // delta: neither name nor resource; only the response itself matters
 	origin   []byte          // the encoded envoy.config.core.v3.ControlPlane
 }
 
@@ -213,7 +214,10 @@ func (r *response) encode() mem.BufferSlice {
 	}
 	head = protowire.AppendTag(head, control, protowire.BytesType)
 	head = protowire.AppendBytes(head, r.origin)
-	if r.resource == nil {
+	switch {
+	case r.nothing:
+		return mem.BufferSlice{mem.SliceBuffer(head)}
+	case r.resource == nil:
 		return mem.BufferSlice{mem.SliceBuffer(appendString(head, fieldRemoved, r.name))}
 	}
 	prefix, body := cache.Prefix(r.name), r.resource.Body()

@@ -150,7 +150,7 @@ func TestRequestsAreDecodedWithoutExtensions(t *testing.T) {
 		InitialResourceVersions: map[string]string{"a": "v"}, ResponseNonce: "7", ErrorDetail: detail,
 	}
 	unexported := cmp.AllowUnexported(request{}, nodeID{})
-	common := request{node: &nodeID{"edge-1", "canary"}, typeURL: typeURL, nonce: "7", nack: true, message: "bad"}
+	common := request{node: &nodeID{"edge-1", "canary", "envoy"}, typeURL: typeURL, nonce: "7", nack: true, message: "bad"}
 	want := common
 	want.names = []string{"a", "b"}
 	got, err := decodeSotw(marshal(t, sotw))
@@ -253,7 +253,7 @@ func checkDecoded(t *testing.T, data []byte, got request, err error, m proto.Mes
 func compareDecoded(t *testing.T, want, got request, n *corev3.Node) {
 	t.Helper()
 	if n != nil {
-		want.node = &nodeID{n.GetId(), n.GetCluster()}
+		want.node = &nodeID{n.GetId(), n.GetCluster(), n.GetUserAgentName()}
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(request{}, nodeID{})); diff != "" {
 		t.Errorf("request (-want +got):\n%s", diff)

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -23,10 +24,19 @@ func (l *ledger) export(id recordID) (storedRecord, bool) {
 	if r == nil || len(r.nacks) == 0 {
 		return storedRecord{}, false
 	}
-	return storedRecord{
+	s := storedRecord{
 		Identity: id.node.identity, Node: id.node.id, Secret: id.name, Group: n.group, Transport: n.transport, Protocol: n.protocol,
 		Good: r.goodVersion(), NACKs: slices.Clone(r.nacks),
-	}, true
+	}
+	if name := r.goodSecret(id.name); name != id.name {
+		s.GoodSecret = name
+	}
+	for i := range s.NACKs {
+		if s.NACKs[i].Secret == id.name { // which the key says already
+			s.NACKs[i].Secret = ""
+		}
+	}
+	return s, true
 }
 
 // goodVersion is what the node goes on with: what it acknowledged last, or, where that was before our time, said that it has.
@@ -35,6 +45,14 @@ func (r *record) goodVersion() secret.Version {
 		return r.good.Version
 	}
 	return r.acked
+}
+
+// goodSecret is the secret that goodVersion is one of.
+func (r *record) goodSecret(name string) string {
+	if r.good != nil {
+		return r.good.Name
+	}
+	return cmp.Or(r.covering, name)
 }
 
 // lacks reports whether a node goes on with a version of which the bytes are not in memory.
@@ -88,9 +106,14 @@ func (l *ledger) restore(id recordID, s storedRecord, good *cache.Resource) {
 		l.groups[n.group].offline.Remove(n.parked)
 	}
 	n.parked = l.groups[n.group].offline.PushBack(n)
-	n.records[id.name] = &record{good: good, nacks: s.NACKs}
+	r := &record{good: good, nacks: s.NACKs}
+	n.records[id.name] = r
 	for i := range s.NACKs {
-		s.NACKs[i].Secret = id.name // which the key says already
+		if s.NACKs[i].Secret == "" {
+			s.NACKs[i].Secret = id.name
+		} else {
+			n.refusing[id.name] = r
+		}
 	}
 }
 
@@ -101,16 +124,27 @@ func (l *ledger) forgetNACKs(name string, gone func(secret.Version) bool) {
 	for _, n := range l.nodes {
 		n.mu.Lock()
 		if r := n.records[name]; r != nil {
-			before := len(r.nacks)
-			r.nacks = slices.DeleteFunc(r.nacks, func(nack NACK) bool { return gone(nack.Version) })
-			if len(r.nacks) != before {
-				l.changed(n.key, name)
-			}
-			if len(r.nacks) == 0 && r.streams == 0 && !r.subscribed {
-				delete(n.records, name)
-			}
+			n.forgetNACKs(name, r, name, gone)
+		}
+		for asked, r := range n.refusing {
+			n.forgetNACKs(asked, r, name, gone)
 		}
 		n.mu.Unlock()
+	}
+}
+
+// forgetNACKs drops those of a secret from one record. The caller holds mu.
+func (n *node) forgetNACKs(asked string, r *record, secretName string, gone func(secret.Version) bool) {
+	before := len(r.nacks)
+	r.nacks = slices.DeleteFunc(r.nacks, func(nack NACK) bool { return nack.Secret == secretName && gone(nack.Version) })
+	if len(r.nacks) != before {
+		n.changed(n.key, asked)
+	}
+	if !slices.ContainsFunc(r.nacks, func(nack NACK) bool { return nack.Secret != asked }) {
+		delete(n.refusing, asked)
+	}
+	if len(r.nacks) == 0 && r.streams == 0 && !r.subscribed {
+		delete(n.records, asked)
 	}
 }
 
@@ -121,10 +155,16 @@ func (l *ledger) good(name string) map[secret.Version]bool {
 	defer l.mu.Unlock()
 	for _, n := range l.nodes {
 		n.mu.Lock()
-		if r := n.records[name]; r != nil && len(r.nacks) > 0 {
-			if v := r.goodVersion(); v != "" {
+		add := func(asked string, r *record) {
+			if v := r.goodVersion(); v != "" && len(r.nacks) > 0 && r.goodSecret(asked) == name {
 				versions[v] = true
 			}
+		}
+		if r := n.records[name]; r != nil {
+			add(name, r)
+		}
+		for asked, r := range n.refusing {
+			add(asked, r)
 		}
 		n.mu.Unlock()
 	}

@@ -42,6 +42,7 @@ type envoy struct {
 
 	names   []string // SotW: subscribed
 	started bool
+	empty   bool // delta: the next response may say nothing
 	answers chan answer
 	ended   chan error
 }
@@ -108,7 +109,7 @@ func (e *envoy) receive() (answer, error) {
 			return answer{}, err
 		}
 		a := answer{snapshot: m.GetSystemVersionInfo(), nonce: m.GetNonce(), replica: m.GetControlPlane().GetIdentifier(), typeURL: m.GetTypeUrl()}
-		if len(m.GetResources())+len(m.GetRemovedResources()) != 1 {
+		if len(m.GetResources())+len(m.GetRemovedResources()) != 1 && !e.empty {
 			e.t.Errorf("delta response with %d resources and %d removals, want one in all", len(m.GetResources()), len(m.GetRemovedResources()))
 		}
 		for _, r := range m.GetResources() {

@@ -45,7 +45,9 @@ var (
 
 // The reasons of refusals that are no denial of ours.
 const (
-	reasonName        = "name"         // a name that the group may not have: answered as unknown
+	reasonName        = "name"         // a name that the group may not have, and that no certificate of its own covers: answered as unknown
+	reasonUnknown     = "unknown_name" // a name of no secret, that no certificate covers
+	reasonAliases     = "aliases"      // an alias that made room for another one, or found none
 	reasonNonce       = "nonce"        // an acknowledgement of no response that we wait for: ignored
 	reasonMessageSize = "message_size" // grpc has ended the stream with RESOURCE_EXHAUSTED by itself
 )

@@ -24,16 +24,29 @@ type GroupExplanation struct {
 	IdentityRule *string `json:"identity_rule"` // the first glob of identities that fits, or "listener"
 	DenyRule     *string `json:"deny_rule"`     // the first glob of deny that fits; it wins
 	SecretRule   *string `json:"secret_rule"`   // the first glob of secrets that fits
+	CoveredBy    *string `json:"covered_by"`    // the secret whose certificate is given under this name, which is no secret's own; SecretRule is of that one
 	Allowed      bool    `json:"allowed"`
 }
 
-// Explain returns which rules of the policy in force decide whether a peer may have a secret. The peer has one identity.
+// Explain returns which rules of the policy in force decide whether a peer may have a secret, and by which certificate a name is covered that is
+// no secret's own. The peer has one identity.
 func (s *Server) Explain(peer Peer, name string) Explanation {
-	return s.rights.Load().policy.Explain(peer, name)
+	p := s.rights.Load().policy
+	return p.explain(peer, name, func(group string) string {
+		if res := s.wanted(p, group, name); res != nil {
+			return res.Name
+		}
+		return name
+	})
 }
 
 // Explain returns which rules decide whether a peer may have a secret. The peer has one identity.
 func (p *Policy) Explain(peer Peer, name string) Explanation {
+	return p.explain(peer, name, func(string) string { return name })
+}
+
+// explain is told which secret the name stands for in a group.
+func (p *Policy) explain(peer Peer, name string, standsFor func(group string) string) Explanation {
 	e := Explanation{Identity: peer.key(), Secret: name, Groups: []GroupExplanation{}}
 	for _, r := range p.groups {
 		g := GroupExplanation{Name: r.name}
@@ -43,7 +56,11 @@ func (p *Policy) Explain(peer Peer, name string) Explanation {
 		if i := slices.IndexFunc(r.identities, func(g pathGlob) bool { return g.match(canonical(e.Identity)) }); i >= 0 {
 			g.IdentityRule = new(r.identities[i].String())
 		}
-		if i := slices.IndexFunc(r.secrets, func(g glob) bool { return g.match(name) }); i >= 0 {
+		secretName := standsFor(r.name)
+		if secretName != name {
+			g.CoveredBy = new(secretName)
+		}
+		if i := slices.IndexFunc(r.secrets, func(g glob) bool { return g.match(secretName) }); i >= 0 {
 			g.SecretRule = new(r.secrets[i].String())
 		}
 		_, admitted := r.admits(peer)
@@ -71,7 +88,12 @@ func (e Explanation) reason() string {
 		case g.IdentityRule != nil:
 			in = append(in, g.Name)
 			if g.Allowed {
-				allowed = append(allowed, fmt.Sprintf("group %q has the identity by %q and the secret by %q", g.Name, *g.IdentityRule, *g.SecretRule))
+				why := fmt.Sprintf("group %q has the identity by %q and the secret by %q", g.Name, *g.IdentityRule, *g.SecretRule)
+				if g.CoveredBy != nil {
+					why = fmt.Sprintf("group %q has the identity by %q, and the name by the certificate of the secret %q, which it has by %q",
+						g.Name, *g.IdentityRule, *g.CoveredBy, *g.SecretRule)
+				}
+				allowed = append(allowed, why)
 			}
 		}
 	}

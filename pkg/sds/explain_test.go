@@ -18,28 +18,28 @@ func TestExplainNamesTheRulesThatDecide(t *testing.T) {
 		want   string
 	}{
 		{"two groups", tls("spiffe://e/canary/n1"), "www.example", `{"identity":"spiffe://e/canary/n1","secret":"www.example","allowed":true,"groups":[` +
-			`{"name":"canary","identity_rule":"spiffe://e/canary/*","deny_rule":null,"secret_rule":"w*.example","allowed":true},` +
-			`{"name":"production","identity_rule":"spiffe://e/*/*","deny_rule":null,"secret_rule":"*","allowed":true}],` +
+			`{"name":"canary","identity_rule":"spiffe://e/canary/*","deny_rule":null,"secret_rule":"w*.example","covered_by":null,"allowed":true},` +
+			`{"name":"production","identity_rule":"spiffe://e/*/*","deny_rule":null,"secret_rule":"*","covered_by":null,"allowed":true}],` +
 			`"reason":"group \"canary\" has the identity by \"spiffe://e/canary/*\" and the secret by \"w*.example\"; group \"production\" has the identity by ` +
 			`\"spiffe://e/*/*\" and the secret by \"*\"; the node has to name one of its groups in node.cluster: canary, production"}`},
 		{"deny wins", tls("spiffe://e/canary/old-1"), "a", `{"identity":"spiffe://e/canary/old-1","secret":"a","allowed":true,"groups":[` +
-			`{"name":"canary","identity_rule":"spiffe://e/canary/*","deny_rule":"spiffe://e/canary/old-*","secret_rule":"a","allowed":false},` +
-			`{"name":"production","identity_rule":"spiffe://e/*/*","deny_rule":null,"secret_rule":"*","allowed":true}],` +
+			`{"name":"canary","identity_rule":"spiffe://e/canary/*","deny_rule":"spiffe://e/canary/old-*","secret_rule":"a","covered_by":null,"allowed":false},` +
+			`{"name":"production","identity_rule":"spiffe://e/*/*","deny_rule":null,"secret_rule":"*","covered_by":null,"allowed":true}],` +
 			`"reason":"group \"production\" has the identity by \"spiffe://e/*/*\" and the secret by \"*\""}`},
 		{"no secret rule", tls("dns:EDGE-1.example"), "b", `{"identity":"dns:EDGE-1.example","secret":"b","allowed":false,"groups":[` +
-			`{"name":"canary","identity_rule":"dns:edge-1.example","deny_rule":null,"secret_rule":null,"allowed":false},` +
-			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","allowed":false}],` +
+			`{"name":"canary","identity_rule":"dns:edge-1.example","deny_rule":null,"secret_rule":null,"covered_by":null,"allowed":false},` +
+			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","covered_by":null,"allowed":false}],` +
 			`"reason":"no rule of the identity's groups has the secret: canary"}`},
 		{"nobody", tls("spiffe://e/n1"), "a", `{"identity":"spiffe://e/n1","secret":"a","allowed":false,"groups":[` +
-			`{"name":"canary","identity_rule":null,"deny_rule":null,"secret_rule":"a","allowed":false},` +
-			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","allowed":false}],"reason":"no group has the identity"}`},
+			`{"name":"canary","identity_rule":null,"deny_rule":null,"secret_rule":"a","covered_by":null,"allowed":false},` +
+			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","covered_by":null,"allowed":false}],"reason":"no group has the identity"}`},
 		{"by the listener", Peer{Transport: Unix, Identities: []string{"unix:uid=7"}, Groups: []string{"canary"}}, "a", `{"identity":"unix:uid=7","secret":"a","allowed":true,"groups":[` +
-			`{"name":"canary","identity_rule":"listener","deny_rule":null,"secret_rule":"a","allowed":true},` +
-			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","allowed":false}],` +
+			`{"name":"canary","identity_rule":"listener","deny_rule":null,"secret_rule":"a","covered_by":null,"allowed":true},` +
+			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","covered_by":null,"allowed":false}],` +
 			`"reason":"group \"canary\" has the identity by \"listener\" and the secret by \"a\""}`},
 		{"narrowed", Peer{Transport: TLS, Identities: []string{"spiffe://e/x/n1"}, Groups: []string{"canary"}}, "a", `{"identity":"spiffe://e/x/n1","secret":"a","allowed":false,"groups":[` +
-			`{"name":"canary","identity_rule":null,"deny_rule":null,"secret_rule":"a","allowed":false},` +
-			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","allowed":false}],"reason":"no group has the identity"}`},
+			`{"name":"canary","identity_rule":null,"deny_rule":null,"secret_rule":"a","covered_by":null,"allowed":false},` +
+			`{"name":"production","identity_rule":null,"deny_rule":null,"secret_rule":"*","covered_by":null,"allowed":false}],"reason":"no group has the identity"}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := json.Marshal(p.Explain(tc.peer, tc.secret))

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -48,6 +49,8 @@ type storedRecord struct {
 	Protocol  Protocol       `json:"protocol"`
 	Good      secret.Version `json:"good,omitempty"` // that it acknowledged last; absent: none is known
 	NACKs     []NACK         `json:"nacks"`          // oldest first
+
+	GoodSecret string `json:"good_secret,omitempty"` // of which Good is a version, where that is not Secret
 }
 
 // keeper writes what nodes rejected to the store, so that bytes which a node rejected are not sent to it after a restart either. It works
@@ -225,7 +228,7 @@ func (k *keeper) operation(ctx context.Context, id recordID) (store.Operation, b
 		k.log.WarnContext(ctx, "rejected version is remembered until the restart only", "secret", id.name, "node_id", id.node.id)
 		return store.Operation{}, false, nil
 	default:
-		k.recall(ctx, id, r.Good)
+		k.recall(ctx, id, r.goodSecret(), r.Good)
 		b, err := json.Marshal(r)
 		if err != nil {
 			return store.Operation{}, false, fmt.Errorf("encode what node %q rejected: %w", id.node.id, err)
@@ -236,11 +239,11 @@ func (k *keeper) operation(ctx context.Context, id recordID) (store.Operation, b
 }
 
 // recall brings the bytes that a node goes on with into memory, where it was known by their version only.
-func (k *keeper) recall(ctx context.Context, id recordID, version secret.Version) {
+func (k *keeper) recall(ctx context.Context, id recordID, secretName string, version secret.Version) {
 	if version == "" || !k.ledger.lacks(id, version) {
 		return
 	}
-	if res := k.resource(ctx, id.name, version); res != nil {
+	if res := k.resource(ctx, secretName, version); res != nil {
 		k.ledger.recall(id, res)
 	}
 }
@@ -287,14 +290,16 @@ func (k *keeper) load(ctx context.Context) error {
 	names := map[string]struct{}{}
 	good := map[recordGood]*cache.Resource{} // nil: not stored any more
 	for _, r := range records {
-		at := recordGood{r.Secret, r.Good}
+		at := recordGood{r.goodSecret(), r.Good}
 		if _, ok := good[at]; !ok && r.Good != "" {
-			good[at] = k.resource(ctx, r.Secret, r.Good)
+			good[at] = k.resource(ctx, at.name, r.Good)
 		}
 		id := recordID{nodeKey{r.Identity, r.Node}, r.Secret}
 		k.note(id)
 		k.ledger.restore(id, r, good[at])
-		names[r.Secret] = struct{}{}
+		for _, nack := range r.NACKs {
+			names[nack.Secret] = struct{}{}
+		}
 	}
 	for name := range names {
 		if err := k.forgetPruned(ctx, name); err != nil {
@@ -308,6 +313,9 @@ type recordGood struct {
 	name    string
 	version secret.Version
 }
+
+// goodSecret is the secret of which Good is a version.
+func (r storedRecord) goodSecret() string { return cmp.Or(r.GoodSecret, r.Secret) }
 
 // last is when the newest rejection came.
 func (r storedRecord) last() time.Time {

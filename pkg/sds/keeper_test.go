@@ -270,7 +270,7 @@ func TestRecordsOfOneIdentityAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range names {
-			n.noteNACK(l.subscribe(n, name), NACK{Secret: name, Version: "v"})
+			n.noteNACK(name, l.subscribe(n, name), NACK{Secret: name, Version: "v"})
 		}
 		if err := k.flush(t.Context()); err != nil {
 			t.Fatal(err)
@@ -307,7 +307,7 @@ func TestManyNacksAreStoredInFewCommits(t *testing.T) {
 		}
 		r := l.subscribe(n, "a")
 		for v := range maxNACKs {
-			n.noteNACK(r, NACK{Secret: "a", Version: secret.Version(fmt.Sprint(v)), Message: text})
+			n.noteNACK("a", r, NACK{Secret: "a", Version: secret.Version(fmt.Sprint(v)), Message: text})
 		}
 	}
 	if err := k.flush(t.Context()); err != nil {

@@ -38,7 +38,8 @@ type nodeKey struct{ identity, id string }
 // roster is the nodes of one group.
 type roster struct {
 	nodes       map[*node]struct{}
-	subscribers map[string]map[*node]struct{} // by secret name
+	subscribers map[string]map[*node]struct{} // by subscribed name
+	asked       cache.Hosts                   // the subscribed names
 	offline     *list.List                    // of *node, the one that left first in front
 }
 
@@ -57,7 +58,9 @@ type node struct {
 	protocol  Protocol           // guarded by mu
 	connected bool               // guarded by mu
 	since     time.Time          // guarded by mu; when connected changed
-	records   map[string]*record // guarded by mu; by secret name
+	records   map[string]*record // guarded by mu; by subscribed name
+	refusing  map[string]*record // guarded by mu; those of records that rejected another secret than that of their name
+	aliases   *list.List         // guarded by mu; of *alias, the one that was asked for the longest time ago in front
 	left      []leaver           // guarded by mu; oldest first
 }
 
@@ -77,6 +80,9 @@ type record struct {
 	ackedAt    int64
 	good       *cache.Resource // the bytes that were acknowledged last
 	nacks      []NACK          // oldest first
+	covering   string          // the secret of which sent and acked are versions, where that is not the one of this name
+	alias      *alias          // nil unless the node is given that secret now
+	evicted    bool            // made room for other aliases, and was not asked for since
 }
 
 func newLedger(perIdentity int) *ledger {
@@ -126,7 +132,7 @@ func (l *ledger) connect(key nodeKey, group string, transport Transport, protoco
 
 // add makes a node that is in no group yet. The caller holds mu.
 func (l *ledger) add(key nodeKey) *node {
-	n := &node{key: key, changed: l.changed, records: map[string]*record{}}
+	n := &node{key: key, changed: l.changed, records: map[string]*record{}, refusing: map[string]*record{}, aliases: list.New()}
 	l.nodes[key] = n
 	if l.identities[key.identity] == nil {
 		l.identities[key.identity] = map[*node]struct{}{}
@@ -176,6 +182,7 @@ func (l *ledger) regroup(n *node, group string) {
 func (r *roster) add(name string, n *node) {
 	if r.subscribers[name] == nil {
 		r.subscribers[name] = map[*node]struct{}{}
+		r.asked.Add(name)
 	}
 	r.subscribers[name][n] = struct{}{}
 }
@@ -184,6 +191,7 @@ func (r *roster) remove(name string, n *node) {
 	delete(r.subscribers[name], n)
 	if len(r.subscribers[name]) == 0 {
 		delete(r.subscribers, name)
+		r.asked.Remove(name)
 	}
 }
 
@@ -244,14 +252,15 @@ func (l *ledger) forget(n *node) {
 	}
 }
 
-// disconnect ends one stream of a node that subscribed to names.
-func (l *ledger) disconnect(n *node, names map[string]*subscription, now time.Time) {
+// disconnect ends one stream of a node that subscribed to names, and listened by listener.
+func (l *ledger) disconnect(n *node, names map[string]*subscription, listener *cache.Subscriber, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for name, sub := range names {
 		sub.record.streams--
+		n.unlisten(sub.record, listener)
 		if sub.record.streams == 0 {
 			n.left = append(n.left, leaver{name, now})
 		}
@@ -288,7 +297,8 @@ func (l *ledger) drop(n *node, name string, r *record) {
 		delete(n.records, name)
 		return
 	}
-	r.subscribed, r.sent, r.sentAt, r.acked, r.ackedAt = false, "", 0, "", 0
+	r.subscribed = false
+	r.reset()
 }
 
 // subscribe counts one more stream of the node that wants a name. A node that comes anew has acknowledged nothing yet: an Envoy
@@ -304,7 +314,7 @@ func (l *ledger) subscribe(n *node, name string) *record {
 		n.records[name] = r
 	}
 	if r.streams == 0 {
-		r.sent, r.sentAt, r.acked, r.ackedAt = "", 0, "", 0
+		r.reset()
 	}
 	r.streams++
 	r.subscribed = true
@@ -312,39 +322,46 @@ func (l *ledger) subscribe(n *node, name string) *record {
 	return r
 }
 
-// unsubscribe ends the interest of one stream.
-func (l *ledger) unsubscribe(n *node, name string, r *record) {
+// reset forgets what the node was sent and has.
+func (r *record) reset() {
+	r.sent, r.sentAt, r.acked, r.ackedAt, r.covering, r.evicted = "", 0, "", 0, "", false
+}
+
+// unsubscribe ends the interest of one stream, which listens by listener.
+func (l *ledger) unsubscribe(n *node, name string, r *record, listener *cache.Subscriber) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.unlisten(r, listener)
 	r.streams--
 	if r.streams == 0 {
 		l.drop(n, name, r)
 	}
 }
 
-// rejected reports whether the node has said no to a version.
+// rejected reports whether the node has said no to a version under this name.
 func (r *record) rejected(version secret.Version) bool {
 	return slices.ContainsFunc(r.nacks, func(n NACK) bool { return n.Version == version })
 }
 
-// choose returns what the node may be sent where its group is at res: res itself, or, where the node rejected that, the last bytes
-// that it acknowledged; nil where those are not known.
-func (n *node) choose(r *record, res *cache.Resource) *cache.Resource {
+// noteSent records that res is under way; nil for a removal.
+func (n *node) noteSent(name string, r *record, res *cache.Resource, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !r.rejected(res.Version) {
-		return res
+	r.sent, r.sentAt = "", at.UnixNano()
+	if res != nil {
+		r.sent = res.Version
+		r.cover(name, res.Name)
 	}
-	return r.good
 }
 
-// noteSent records that a version is under way; empty for a removal.
-func (n *node) noteSent(r *record, version secret.Version, at time.Time) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	r.sent, r.sentAt = version, at.UnixNano()
+// cover notes which secret a name stands for.
+func (r *record) cover(name, secretName string) {
+	r.covering = ""
+	if secretName != name {
+		r.covering = secretName
+	}
 }
 
 // noteACK records that the node acknowledged res, or has it already. It reports whether that counts: bytes that it rejected before
@@ -359,11 +376,14 @@ func (n *node) noteACK(name string, r *record, res *cache.Resource, at time.Time
 		n.changed(n.key, name)
 	}
 	r.acked, r.ackedAt, r.good = res.Version, at.UnixNano(), res
+	r.cover(name, res.Name)
 	return true
 }
 
-// noteKnown records that the node says it has a version from before. It reports whether that counts, which it does like an acknowledgement.
-func (n *node) noteKnown(r *record, version secret.Version, at time.Time) bool {
+// noteKnown records that the node says it has a version from before, which is taken to be one of the named secret. It counts like an
+// acknowledgement. It reports whether that can be: an Envoy also says it of bytes that it rejected, and then acknowledged without applying
+// them.
+func (n *node) noteKnown(name string, r *record, secretName string, version secret.Version, at time.Time) bool {
 	if len(version) != versionLength {
 		return false // none of ours, and possibly long
 	}
@@ -373,6 +393,7 @@ func (n *node) noteKnown(r *record, version secret.Version, at time.Time) bool {
 		return false
 	}
 	r.acked, r.ackedAt = version, at.UnixNano()
+	r.cover(name, secretName)
 	return true
 }
 
@@ -383,8 +404,8 @@ func (n *node) noteGone(r *record) {
 	r.acked, r.ackedAt = "", 0
 }
 
-// noteNACK records that the node rejected a version.
-func (n *node) noteNACK(r *record, nack NACK) {
+// noteNACK records that the node rejected a version that it was sent under a name.
+func (n *node) noteNACK(name string, r *record, nack NACK) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r.nacks = slices.DeleteFunc(r.nacks, func(old NACK) bool { return old.Version == nack.Version })
@@ -396,5 +417,8 @@ func (n *node) noteNACK(r *record, nack NACK) {
 	if r.acked == nack.Version {
 		r.acked, r.ackedAt = "", 0
 	}
-	n.changed(n.key, nack.Secret)
+	if nack.Secret != name {
+		n.refusing[name] = r
+	}
+	n.changed(n.key, name)
 }

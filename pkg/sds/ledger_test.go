@@ -181,14 +181,14 @@ func TestOfflineNodesMakeRoom(t *testing.T) {
 		n := connect(i)
 		if i == 1 || i == 2 {
 			sub := map[string]*subscription{"a": {record: l.subscribe(n, "a")}}
-			l.disconnect(n, sub, now.Add(time.Duration(maxNodes+i)*time.Second))
+			l.disconnect(n, sub, nil, now.Add(time.Duration(maxNodes+i)*time.Second))
 		}
 	}
 	connect(maxNodes) // node 1 left first
 	if l.nodes[nodeKey{"id", "1"}] != nil || l.nodes[nodeKey{"id", "2"}] == nil || l.nodes[nodeKey{"id", "0"}] == nil {
 		t.Error("the node that is offline for the longest time was not the one to go")
 	}
-	if got := len(l.subscribers("canary", map[string]secret.Version{"a": ""})); got != 2 {
+	if got := len(l.subscribers("canary", map[string]goal{"a": {}})); got != 2 {
 		t.Errorf("%d subscribers are left, want 2", got)
 	}
 	connect(maxNodes + 1)
@@ -206,12 +206,12 @@ func TestRejectedVersionsAreBounded(t *testing.T) {
 	}
 	r := l.subscribe(n, "a")
 	for i := range 3 * maxNACKs {
-		n.noteNACK(r, NACK{Secret: "a", Version: secret.Version(fmt.Sprint(i % (2 * maxNACKs)))})
+		n.noteNACK("a", r, NACK{Secret: "a", Version: secret.Version(fmt.Sprint(i % (2 * maxNACKs)))})
 	}
 	if len(r.nacks) != maxNACKs || !r.rejected(secret.Version(fmt.Sprint(maxNACKs-1))) {
 		t.Errorf("%d rejections, the newest first: %v", len(r.nacks), r.nacks)
 	}
-	l.unsubscribe(n, "a", r)
+	l.unsubscribe(n, "a", r, nil)
 	if again := l.subscribe(n, "a"); !again.rejected(secret.Version(fmt.Sprint(maxNACKs - 1))) {
 		t.Error("unsubscribing forgot what was rejected")
 	}

@@ -11,6 +11,7 @@ const (
 	maxNodeID       = 1 << 10 // bytes
 	maxName         = 1 << 10 // bytes; a host name has at most 255
 	maxNodes        = 10_000  // that are remembered for one group
+	maxRefused      = 1_000   // names of one stream that wait for the answer that they are not subscribed to
 	// maxPeers is how many idle peers are remembered, so that reconnecting does not refill their allowance.
 	maxPeers = 10_000
 	// refusalsPerSecond is how many refused streams are logged; all of them are counted.
@@ -30,6 +31,9 @@ type Limits struct {
 	RequestsPerStreamPerSecond int
 	// NodesPerIdentity is how many node ids one identity may use. Default 1,000; those that are offline make room.
 	NodesPerIdentity int
+	// AliasesPerNode is how many names that are no secret's own one node may be given a certificate under. Default 1,000; the one that was
+	// asked for the longest time ago makes room.
+	AliasesPerNode int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -39,6 +43,7 @@ func (l Limits) withDefaults() Limits {
 		NewStreamsPerSecond:        cmp.Or(l.NewStreamsPerSecond, 2_000),
 		RequestsPerStreamPerSecond: cmp.Or(l.RequestsPerStreamPerSecond, 20_000),
 		NodesPerIdentity:           cmp.Or(l.NodesPerIdentity, 1_000),
+		AliasesPerNode:             cmp.Or(l.AliasesPerNode, 1_000),
 	}
 }
 
@@ -83,6 +88,12 @@ func (b *bucket) take(now time.Time) bool {
 func (b *bucket) spend(now time.Time) {
 	b.fill(now)
 	b.tokens--
+}
+
+// charge uses a part of one second's allowance, that may not be there yet.
+func (b *bucket) charge(now time.Time, part float64) {
+	b.fill(now)
+	b.tokens -= part * b.rate
 }
 
 // wait returns how long to wait until nothing is owed.

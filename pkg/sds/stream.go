@@ -26,14 +26,17 @@ type stream struct {
 
 	rights  *rights
 	cluster string // of the node
+	envoy   bool   // the node says that it is an Envoy
 	group   string
 	node    *node // nil until the first request
 	meters  meters
 
 	subscriber *cache.Subscriber
 	names      map[string]*subscription
-	listed     []string // SotW: the names of the last request
-	queue      []string // names that may have something to send
+	listed     []string          // SotW: the names of the last request
+	queue      []string          // names that may have something to send
+	refused    []string          // delta: names that are not subscribed to because a limit was met; to be answered
+	found      []*cache.Resource // reused by push
 	window     window
 	nonce      uint64
 	pace       bucket // of requests
@@ -45,6 +48,8 @@ type subscription struct {
 	sent   secret.Version // that the Envoy has from this stream, as far as it did not reject it; empty: none
 	held   secret.Version // that the Envoy acknowledged on this stream, and goes on with if it rejects what was sent; empty: none is known
 	gone   bool           // the last answer was removed_resources
+	keeps  bool           // the Envoy said that it has a version of before our time, which it goes on with
+	alias  bool           // it was given another secret's certificate
 	queued bool
 	force  bool // answer even if nothing is new
 }
@@ -218,7 +223,11 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 	} else if r.node != nil && r.node.id != st.node.key.id {
 		return errNodeChanged
 	}
-	if !st.acknowledge(ctx, r) {
+	answer, err := st.acknowledge(ctx, r)
+	if err != nil {
+		return err
+	}
+	if !answer {
 		st.pace.spend(time.Now())
 		if !first && st.stale(r.nonce) { // a nonce of the first request is that of an earlier stream
 			st.server.metrics.denied.WithLabelValues(reasonNonce).Inc()
@@ -259,7 +268,7 @@ func (st *stream) open(ctx context.Context, node *nodeID) error {
 	if err != nil {
 		return err
 	}
-	st.cluster, st.group, st.node, st.subscriber = node.cluster, group, n, subscriber
+	st.cluster, st.envoy, st.group, st.node, st.subscriber = node.cluster, node.agent == envoyAgent, group, n, subscriber
 	st.meters = st.server.metrics.of(group, st.protocol)
 	st.meters.streams.Inc()
 	st.log = st.log.With("group", group, "node_id", node.id)
@@ -277,7 +286,7 @@ func (st *stream) close() {
 		names = append(names, name)
 	}
 	st.subscriber.Close(names)
-	st.server.ledger.disconnect(st.node, st.names, time.Now())
+	st.server.ledger.disconnect(st.node, st.names, st.subscriber, time.Now())
 	st.meters.streams.Dec()
 	st.server.changed(st.group)
 }
@@ -305,7 +314,10 @@ func (st *stream) flush(ctx context.Context) error {
 	if st.queue = st.queue[sent:]; len(st.queue) == 0 {
 		st.queue = nil
 	}
-	return nil
+	if len(st.refused) == 0 {
+		return nil
+	}
+	return st.sendRefusals()
 }
 
 func (st *stream) enqueue(name string, force bool) {
@@ -334,23 +346,66 @@ func (st *stream) enqueue(name string, force bool) {
 func (st *stream) push(name string, sub *subscription) error {
 	force := sub.force
 	sub.force = false
-	res, snapshot := st.current(name)
-	if res == nil {
+	found, snapshot := st.server.resolve(st.found[:0], st.rights.policy, st.group, name)
+	st.found = found
+	defer clear(found) // keeps no private key in memory
+	if len(found) == 0 {
 		if sub.sent != "" {
 			st.server.metrics.nacks.DeleteLabelValues(st.group, name) // a series goes with its secret
 		}
+		st.endAlias(sub)
 		return st.withdraw(name, sub, force, snapshot)
 	}
-	if res = st.node.choose(sub.record, res); res == nil {
-		if !force { // rejected, and the Envoy goes on with what it has
-			return nil
-		}
+	res := st.node.choose(sub.record, name, found)
+	switch {
+	case res == nil:
+		return st.leave(name, sub, force, snapshot)
+	case !st.mayHave(name, sub, res):
 		return st.withdraw(name, sub, force, snapshot)
-	}
-	if !force && res.Version == sub.sent {
+	case !force && res.Version == sub.sent:
 		return nil
 	}
 	return st.send(name, sub, res, snapshot)
+}
+
+// leave handles a name under which the Envoy rejected everything that it should have.
+func (st *stream) leave(name string, sub *subscription, force bool, snapshot uint64) error {
+	switch {
+	case st.protocol.delta() && sub.keeps && !st.node.knows(sub.record):
+		// It goes on with what it has, of which the bytes are not known here any more. An on-demand Envoy would take removed_resources for a
+		// revocation, and fail the handshakes that go well now.
+		if !force {
+			return nil
+		}
+		return st.sendNothing(snapshot)
+	case st.found[0].Name == name && !force:
+		return nil
+	}
+	// An on-demand Envoy that has nothing lets handshakes wait for it until their time-out. After this answer they fail at once, and the next
+	// one asks again. What it has under an alias is of a certificate that does not cover the name any more, or that it may not have.
+	return st.withdraw(name, sub, force, snapshot)
+}
+
+// mayHave reports whether there is room for the name, where res is another secret's certificate.
+func (st *stream) mayHave(name string, sub *subscription, res *cache.Resource) bool {
+	if res.Name == name {
+		st.endAlias(sub)
+		return true
+	}
+	ok, evicted := st.node.holdAlias(name, sub.record, st.subscriber, st.server.limits.AliasesPerNode)
+	if evicted > 0 {
+		st.server.metrics.denied.WithLabelValues(reasonAliases).Add(float64(evicted))
+	}
+	sub.alias = ok
+	return ok
+}
+
+// endAlias notes that the name stands for no other secret any more.
+func (st *stream) endAlias(sub *subscription) {
+	if sub.alias {
+		sub.alias = false
+		st.node.leaveAlias(sub.record, st.subscriber)
+	}
 }
 
 // withdraw says that there is nothing under a name. SotW has no word for that: an Envoy rejects an empty response.
@@ -365,33 +420,52 @@ func (st *stream) withdraw(name string, sub *subscription, force bool, snapshot 
 	return st.send(name, sub, nil, snapshot)
 }
 
-// current returns what the stream may have under a name: nil if there is nothing, or no right to it. Both look alike to the Envoy.
-func (st *stream) current(name string) (*cache.Resource, uint64) {
-	res, snapshot := st.server.cache.Resource(st.group, name)
-	if !st.rights.policy.Allowed(st.group, name) {
-		return nil, snapshot
-	}
-	return res, snapshot
-}
-
 // send sends a secret, or its removal.
 func (st *stream) send(name string, sub *subscription, res *cache.Resource, snapshot uint64) error {
-	st.nonce += 1 + rand.Uint64N(1<<24) // grows, and cannot be guessed by an Envoy that did not read the response
-	r := &response{
-		delta: st.protocol.delta(), snapshot: snapshot, nonce: st.nonce, name: name, resource: res, origin: st.server.controlPlane,
+	now, err := st.respond(&response{snapshot: snapshot, name: name, resource: res})
+	if err != nil {
+		return err
 	}
-	if err := st.out.SendMsg(r); err != nil {
-		return errors.Join(errSend, err)
-	}
-	now := time.Now()
-	st.window.add(flight{nonce: st.nonce, name: name, resource: res, at: now, size: r.size()})
-	sub.sent, sub.gone = "", res == nil
+	sub.sent, sub.gone, sub.keeps = "", res == nil, false
 	if res != nil {
 		sub.sent = res.Version
 		st.meters.pushes.Inc()
 	}
-	st.node.noteSent(sub.record, sub.sent, now)
+	st.node.noteSent(name, sub.record, res, now)
 	return nil
+}
+
+// sendNothing sends a response without a secret (delta), where something has to be answered: an Envoy acknowledges it, and nothing changes.
+func (st *stream) sendNothing(snapshot uint64) error {
+	_, err := st.respond(&response{snapshot: snapshot, nothing: true})
+	return err
+}
+
+// sendRefusals answers names that are not subscribed to, as far as the window allows.
+func (st *stream) sendRefusals() error {
+	sent := 0
+	_, snapshot := st.server.cache.Resource(st.group, "")
+	for ; sent < len(st.refused) && st.window.open(); sent++ {
+		if _, err := st.respond(&response{snapshot: snapshot, name: st.refused[sent]}); err != nil {
+			return err
+		}
+	}
+	if st.refused = st.refused[sent:]; len(st.refused) == 0 {
+		st.refused = nil
+	}
+	return nil
+}
+
+// respond completes and sends a response.
+func (st *stream) respond(r *response) (time.Time, error) {
+	st.nonce += 1 + rand.Uint64N(1<<24) // grows, and cannot be guessed by an Envoy that did not read the response
+	r.delta, r.nonce, r.origin = st.protocol.delta(), st.nonce, st.server.controlPlane
+	if err := st.out.SendMsg(r); err != nil {
+		return time.Time{}, errors.Join(errSend, err)
+	}
+	now := time.Now()
+	st.window.add(flight{nonce: st.nonce, name: r.name, resource: r.resource, nothing: r.nothing, at: now, size: r.size()})
+	return now, nil
 }
 
 var errSend = errors.New("send")

@@ -10,6 +10,14 @@ import (
 // wildcard would subscribe to every secret there is. It is refused.
 const wildcard = "*"
 
+// envoyAgent is what an Envoy calls itself in node.user_agent_name. An Envoy never wants a wildcard of secrets, but an on-demand one subscribes to
+// whatever its clients send as SNI, and "*" is taken for a wildcard by its own xDS client (seen with 1.40.0): then it rejects every secret
+// that comes, whatever its name. The internet must not close its stream with that, nor have it reject what is good.
+const envoyAgent = "envoy"
+
+// wildcardRejection is in the message with which an Envoy rejects a secret because it takes "*" for a name of it.
+const wildcardRejection = "(expecting *)"
+
 // subscriptions applies the names of a request, and reports whether something was added or dropped.
 func (st *stream) subscriptions(r *request, first bool) (bool, error) {
 	if !st.protocol.delta() {
@@ -60,11 +68,14 @@ func (st *stream) adjust(r *request, first bool) (bool, error) {
 		if err := st.subscribe(name); err != nil {
 			return true, err
 		}
-		if version, ok := r.known[name]; ok && first {
+		if version, ok := r.known[name]; ok && first && st.names[name] != nil {
 			st.has(name, secret.Version(version))
 		}
 	}
-	if first && len(r.subscribe) > 0 && !slices.ContainsFunc(r.subscribe, st.forced) {
+	if first && len(r.subscribe) == 0 && st.envoy { // its form of a wildcard in the first request
+		return false, st.refuse(wildcard, errWildcard)
+	}
+	if first && len(r.subscribe) > 0 && len(st.refused) == 0 && !slices.ContainsFunc(r.subscribe, st.forced) {
 		st.enqueue(r.subscribe[0], true)
 	}
 	return len(r.subscribe)+len(r.unsubscribe) > 0, nil
@@ -76,14 +87,18 @@ func (st *stream) forced(name string) bool { return st.names[name].force }
 func (st *stream) has(name string, version secret.Version) {
 	sub := st.names[name]
 	now := time.Now()
-	if st.node.noteKnown(sub.record, version, now) {
-		sub.held = version
-	}
-	res, _ := st.current(name)
-	if res == nil {
+	found, _ := st.server.resolve(nil, st.rights.policy, st.group, name)
+	if len(found) == 0 {
+		if st.node.noteKnown(name, sub.record, name, version, now) {
+			sub.held = version
+		}
 		return
 	}
-	if res = st.node.choose(sub.record, res); res != nil && res.Version == version {
+	if sub.keeps = st.node.noteKnown(name, sub.record, found[0].Name, version, now); sub.keeps {
+		sub.held = version
+	}
+	res := st.node.choose(sub.record, name, found)
+	if res != nil && res.Version == version && st.mayHave(name, sub, res) {
 		st.node.noteACK(name, sub.record, res, now)
 		sub.sent, sub.held, sub.force = version, version, false
 	}
@@ -91,28 +106,56 @@ func (st *stream) has(name string, version secret.Version) {
 
 // subscribe listens to a name and queues its answer.
 func (st *stream) subscribe(name string) error {
+	sub := st.names[name]
+	if sub == nil {
+		if d := st.refusal(name); d != nil {
+			return st.refuse(name, d)
+		}
+		st.subscriber.Add(name) // before it is looked up, so that no change falls in between
+		sub = &subscription{record: st.server.ledger.subscribe(st.node, name)}
+		st.names[name] = sub
+		if st.server.wanted(st.rights.policy, st.group, name) == nil {
+			reason := reasonUnknown
+			if !st.rights.policy.Allowed(st.group, name) {
+				reason = reasonName
+			}
+			st.server.metrics.denied.WithLabelValues(reason).Inc()
+		}
+	}
+	sub.keeps = false
+	st.node.askAlias(sub.record)
+	st.enqueue(name, true)
+	return nil
+}
+
+// refusal returns why a new name is not subscribed to; nil if it is.
+func (st *stream) refusal(name string) *denial {
 	switch {
 	case name == wildcard:
 		return errWildcard
 	case len(name) > maxName:
 		return errNameLength
+	case len(st.names) >= st.server.limits.NamesPerStream:
+		return errNames
 	}
-	if st.names[name] == nil {
-		if len(st.names) >= st.server.limits.NamesPerStream {
-			return errNames
-		}
-		st.subscriber.Add(name) // before it is looked up, so that no change falls in between
-		st.names[name] = &subscription{record: st.server.ledger.subscribe(st.node, name)}
-		if !st.rights.policy.Allowed(st.group, name) {
-			st.server.metrics.denied.WithLabelValues(reasonName).Inc()
-		}
+	return nil
+}
+
+// refuse says that there is nothing under a name, and keeps nothing of it: names come from the internet, and must not close the stream of a
+// node (DESIGN 5). SotW has no word for that: there the stream ends. An Envoy that does not read is not waited for.
+func (st *stream) refuse(name string, d *denial) error {
+	if !st.protocol.delta() || d == errWildcard && !st.envoy {
+		return d
 	}
-	st.enqueue(name, true)
+	st.server.metrics.denied.WithLabelValues(d.reason).Inc()
+	if len(st.refused) < maxRefused {
+		st.refused = append(st.refused, name)
+	}
 	return nil
 }
 
 func (st *stream) unsubscribe(name string, sub *subscription) {
 	st.subscriber.Remove(name)
-	st.server.ledger.unsubscribe(st.node, name, sub.record)
+	st.server.ledger.unsubscribe(st.node, name, sub.record, st.subscriber)
 	delete(st.names, name)
 }

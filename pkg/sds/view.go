@@ -2,6 +2,7 @@ package sds
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -55,12 +56,14 @@ type Node struct {
 
 // NodeSecret is one secret of a node. Absent parts are nil.
 type NodeSecret struct {
-	Name   string         `json:"name"`
+	Name   string         `json:"name"` // that it asked for
 	Want   secret.Version `json:"want"` // what its group is at; empty: nothing, or nothing that it may have
 	Sent   *VersionAt     `json:"sent"`
 	Acked  *VersionAt     `json:"acked"`
 	Nacked *NACK          `json:"nacked"` // the newest
 	Served *Served        `json:"served"` // filled in by whoever made handshakes
+	// CoveredBy is the secret of which it is given the certificate; empty where that is the one of this name.
+	CoveredBy string `json:"covered_by,omitempty"`
 }
 
 // VersionAt is a version and when something was done with it.
@@ -71,7 +74,7 @@ type VersionAt struct {
 
 // NACK is a rejected version.
 type NACK struct {
-	Secret  string         `json:"-"`
+	Secret  string         `json:"secret,omitempty"` // empty where it is the one of the name that was asked for
 	Version secret.Version `json:"version"`
 	At      time.Time      `json:"at"`
 	Message string         `json:"message"` // by the Envoy; up to 1 KiB, printable
@@ -93,8 +96,9 @@ func (s *Server) Nodes() []Node {
 		if !ok {
 			continue
 		}
+		w := wants{server: s, policy: policy, group: group, at: at}
 		for _, n := range members {
-			nodes = append(nodes, n.view(group, at, policy))
+			nodes = append(nodes, n.view(w))
 		}
 	}
 	slices.SortFunc(nodes, func(a, b Node) int {
@@ -114,20 +118,30 @@ func (l *ledger) members() map[string][]*node {
 	return members
 }
 
-func (n *node) view(group string, at *cache.Snapshot, policy *Policy) Node {
+func (n *node) view(w wants) Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	v := Node{
-		ID: n.key.id, Group: group, Identity: n.key.identity, Transport: n.transport, Protocol: n.protocol, Connected: n.connected,
-		Since: n.since.UTC(), Snapshot: at.Number, State: n.state(group, at, policy), Secrets: []NodeSecret{},
+		ID: n.key.id, Group: w.group, Identity: n.key.identity, Transport: n.transport, Protocol: n.protocol, Connected: n.connected,
+		Since: n.since.UTC(), Snapshot: w.at.Number, State: n.state(w), Secrets: []NodeSecret{},
 	}
 	for name, r := range n.records {
 		if !n.counts(r) && (n.connected || len(r.nacks) == 0) { // of an offline node, also what it rejected before a restart of ours
 			continue
 		}
-		one := NodeSecret{Name: name, Want: wanted(group, name, at, policy), Sent: versionAt(r.sent, r.sentAt), Acked: versionAt(r.acked, r.ackedAt)}
+		want, by := w.of(name)
+		if r.evicted {
+			want, by = "", name
+		}
+		one := NodeSecret{Name: name, Want: want, Sent: versionAt(r.sent, r.sentAt), Acked: versionAt(r.acked, r.ackedAt)}
+		if by != name {
+			one.CoveredBy = by
+		}
 		if len(r.nacks) > 0 {
 			one.Nacked = new(r.nacks[len(r.nacks)-1])
+			if one.Nacked.Secret == name {
+				one.Nacked.Secret = ""
+			}
 		}
 		v.Secrets = append(v.Secrets, one)
 	}
@@ -142,13 +156,26 @@ func versionAt(version secret.Version, nanoseconds int64) *VersionAt {
 	return &VersionAt{Version: version, At: time.Unix(0, nanoseconds).UTC()}
 }
 
-// wanted returns the version that a node of the group should have; empty for none.
-func wanted(group, name string, at *cache.Snapshot, policy *Policy) secret.Version {
-	version, ok := at.Secrets.Version(name)
-	if !ok || !policy.Allowed(group, name) {
-		return ""
+// wants says what the nodes of a group should have.
+type wants struct {
+	server *Server
+	policy *Policy
+	group  string
+	at     *cache.Snapshot
+}
+
+// of returns the version that is wanted under a name, and the secret of which it is one; empty for none.
+func (w wants) of(name string) (version secret.Version, secretName string) {
+	if version, ok := w.at.Secrets.Version(name); ok {
+		if !w.policy.Allowed(w.group, name) {
+			return "", ""
+		}
+		return version, name
 	}
-	return version
+	if res := w.server.wanted(w.policy, w.group, name); res != nil {
+		return res.Version, res.Name
+	}
+	return "", ""
 }
 
 // counts reports whether the node subscribes to the name: now, or, if it is offline, when it left. The caller holds mu.
@@ -157,19 +184,19 @@ func (n *node) counts(r *record) bool {
 }
 
 // state compares the node with its group. The caller holds mu.
-func (n *node) state(group string, at *cache.Snapshot, policy *Policy) State {
+func (n *node) state(w wants) State {
 	if !n.connected {
 		return Offline
 	}
 	state := Synced
 	for name, r := range n.records {
-		want := secret.Version("")
-		if n.counts(r) {
-			want = wanted(group, name, at, policy)
+		want, of := secret.Version(""), ""
+		if n.counts(r) && !r.evicted {
+			want, of = w.of(name)
 		}
 		switch {
 		case want == "":
-		case r.rejected(want):
+		case n.refusal(name, r, of, want) != nil:
 			return Nacked
 		case r.acked != want:
 			state = Stale
@@ -191,7 +218,7 @@ func (s *Server) count() map[string]map[State]int {
 		}
 		for _, n := range members[g.name] {
 			n.mu.Lock()
-			counts[g.name][n.state(g.name, at, policy)]++
+			counts[g.name][n.state(wants{server: s, policy: policy, group: g.name, at: at})]++
 			n.mu.Unlock()
 		}
 	}
@@ -203,7 +230,8 @@ type NodeProgress struct {
 	Identity  string
 	Node      string
 	Connected bool
-	// Acked is whether the node acknowledged every name of the change that it subscribes to, at the wanted version.
+	// Acked is whether the node acknowledged every name that it subscribes to and that stands for a secret of the change, at the wanted
+	// version.
 	Acked bool
 	// NACK is the newest rejection of a wanted version; nil if there is none.
 	NACK *NACK
@@ -213,20 +241,26 @@ type NodeProgress struct {
 	Since time.Time
 }
 
-// Progress returns how far each node is that subscribes to at least one name of a change in its group, or did when it went offline,
-// sorted by identity and node. An empty version is a removal, which no node has to acknowledge. Names that the group may not have do
-// not count. The cost is that of the nodes which subscribe to the names.
+// Progress returns how far each node is that subscribes to at least one secret of a change in its group, or did when it went offline,
+// sorted by identity and node: by the secret's name, or by a name that its certificate covers. An empty version is a removal, which no node
+// has to acknowledge. Secrets that the group may not have do not count. The cost is that of the nodes which subscribe to the names.
 func (s *Server) Progress(group string, want map[string]secret.Version) []NodeProgress {
 	policy, now := s.rights.Load().policy, time.Now()
-	allowed := make(map[string]secret.Version, len(want))
+	names := make(map[string]goal, len(want))
 	for name, version := range want {
-		if policy.Allowed(group, name) {
-			allowed[name] = version
+		if !policy.Allowed(group, name) {
+			continue
+		}
+		names[name] = goal{name, version}
+		for _, asked := range s.ledger.asked(group, s.cache.DNSNames(group, name)) {
+			if res := s.wanted(policy, group, asked); res != nil && res.Name == name && asked != name {
+				names[asked] = goal{name, version}
+			}
 		}
 	}
 	var progress []NodeProgress
-	for _, n := range s.ledger.subscribers(group, allowed) {
-		if p, ok := n.progress(allowed, now); ok {
+	for _, n := range s.ledger.subscribers(group, names) {
+		if p, ok := n.progress(names, now); ok {
 			progress = append(progress, p)
 		}
 	}
@@ -236,8 +270,29 @@ func (s *Server) Progress(group string, want map[string]secret.Version) []NodePr
 	return progress
 }
 
+// goal is the secret that a name stands for, and the version of it that is wanted.
+type goal struct {
+	secret  string
+	version secret.Version
+}
+
+// asked lists the names that nodes of a group subscribe to and that certificates with the DNS names cover.
+func (l *ledger) asked(group string, dnsNames []string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.groups[group]
+	if r == nil {
+		return nil
+	}
+	var names []string
+	for _, dnsName := range dnsNames {
+		names = slices.AppendSeq(names, r.asked.CoveredBy(dnsName))
+	}
+	return names
+}
+
 // subscribers lists the nodes of a group that subscribe to any of the names.
-func (l *ledger) subscribers(group string, names map[string]secret.Version) []*node {
+func (l *ledger) subscribers(group string, names map[string]goal) []*node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.groups[group]
@@ -251,7 +306,26 @@ func (l *ledger) subscribers(group string, names map[string]secret.Version) []*n
 	return slices.Collect(maps.Keys(found))
 }
 
-func (n *node) progress(want map[string]secret.Version, now time.Time) (NodeProgress, bool) {
+// among yields the records of a node that are in want, at the cost of the smaller side. The caller holds mu.
+func (n *node) among(want map[string]goal) iter.Seq2[string, *record] {
+	return func(yield func(string, *record) bool) {
+		if len(n.records) < len(want) {
+			for name, r := range n.records {
+				if _, ok := want[name]; ok && !yield(name, r) {
+					return
+				}
+			}
+			return
+		}
+		for name := range want {
+			if r := n.records[name]; r != nil && !yield(name, r) {
+				return
+			}
+		}
+	}
+}
+
+func (n *node) progress(want map[string]goal, now time.Time) (NodeProgress, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := NodeProgress{Identity: n.key.identity, Node: n.key.id, Connected: n.connected, Acked: true, LastSeen: now}
@@ -259,21 +333,21 @@ func (n *node) progress(want map[string]secret.Version, now time.Time) (NodeProg
 		p.LastSeen = n.since
 	}
 	subscribes := false
-	for name, version := range want {
-		r := n.records[name]
-		if r == nil || !n.counts(r) {
+	for name, r := range n.among(want) {
+		g := want[name]
+		if !n.counts(r) || r.evicted {
 			continue
 		}
 		subscribes = true
-		if version == "" || r.acked == version {
+		if g.version == "" || r.acked == g.version {
 			continue
 		}
 		p.Acked = false
-		if i := slices.IndexFunc(r.nacks, func(nack NACK) bool { return nack.Version == version }); i >= 0 {
-			if p.NACK == nil || r.nacks[i].At.After(p.NACK.At) {
-				p.NACK = new(r.nacks[i])
+		if nack := n.refusal(name, r, g.secret, g.version); nack != nil {
+			if p.NACK == nil || nack.At.After(p.NACK.At) {
+				p.NACK = new(*nack)
 			}
-		} else if r.sent == version {
+		} else if r.sent == g.version {
 			if sent := time.Unix(0, r.sentAt); p.Since.IsZero() || sent.Before(p.Since) {
 				p.Since = sent
 			}

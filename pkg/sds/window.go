@@ -20,6 +20,7 @@ type flight struct {
 	nonce    uint64
 	name     string
 	resource *cache.Resource // nil: a removal
+	nothing  bool            // it said nothing
 	at       time.Time
 	size     int
 }

@@ -30,7 +30,7 @@ func TestRejectedBytesAreAcknowledgedWhenSentAgain(t *testing.T) {
 			const name = "a.example"
 			e := newTableEdge(t, newPKI(t))
 			old := e.renew(name)
-			e.startEnvoy(api, e.wire.socket, []string{name})
+			e.startEnvoy(fixed(api, name), e.wire.socket)
 			e.serves(name, old)
 
 			bad := pairResource(t, name, pair{e.pki.good(t, name).chain, keyText(t, newECKey(t, elliptic.P256()))})
@@ -62,7 +62,7 @@ func TestUnknownSecretEndsWarming(t *testing.T) {
 		t.Run(string(api), func(t *testing.T) {
 			const name = "a.example"
 			e := newTableEdge(t, newPKI(t))
-			e.startEnvoy(api, e.wire.socket, []string{name}, "initial_fetch_timeout: 1s", "initial_fetch_timeout: 300s")
+			e.startEnvoy(fixed(api, name), e.wire.socket, "initial_fetch_timeout: 1s", "initial_fetch_timeout: 300s")
 			if _, _, err := testenv.Handshake(t.Context(), e.https, name, nil); err == nil {
 				t.Error("a handshake succeeded without a certificate")
 			}
@@ -77,7 +77,7 @@ func TestRemovedSecretIsServedOn(t *testing.T) {
 	e := newTableEdge(t, newPKI(t))
 	old := e.renew(name)
 	e.renew(bystander)
-	e.startEnvoy(bootstrap.ADSDelta, e.wire.socket, []string{name, bystander})
+	e.startEnvoy(fixed(bootstrap.ADSDelta, name, bystander), e.wire.socket)
 	e.serves(name, old)
 	e.move(map[string]secret.Version{name: ""})
 	e.serves(bystander, e.renew(bystander)) // what was sent before it, has come
@@ -95,7 +95,7 @@ func TestReconnectBackOffIsHonoured(t *testing.T) {
 			const name = "a.example"
 			e := newTableEdge(t, newPKI(t))
 			old := e.renew(name)
-			e.startEnvoy(api, e.wire.socket, []string{name}, "base_interval: 0.25s, max_interval: 5s", "base_interval: 0.05s, max_interval: 0.1s")
+			e.startEnvoy(fixed(api, name), e.wire.socket, "base_interval: 0.25s, max_interval: 5s", "base_interval: 0.05s, max_interval: 0.1s")
 			e.serves(name, old)
 			before := e.wire.streams()
 			e.wire.refuse(true)
@@ -141,7 +141,7 @@ func countNodes(t *testing.T, api bootstrap.API) (all, withNode, streams int) {
 	const name = "a.example"
 	e := newTableEdge(t, newPKI(t))
 	e.renew(name)
-	e.startEnvoy(api, e.wire.socket, []string{name})
+	e.startEnvoy(fixed(api, name), e.wire.socket)
 	for range 3 {
 		e.serves(name, e.renew(name))
 	}
@@ -241,7 +241,7 @@ func TestOnDemandCertificatesNeedEnvoy137(t *testing.T) {
 	const name, late = "a.example", "b.example"
 	e := newTableEdge(t, newPKI(t))
 	old := e.renew(name)
-	config := []byte(strings.NewReplacer("ADMIN", port(e.Address()), "HTTPS", port(e.https), "SOCKET", e.wire.socket).Replace(onDemand))
+	config := []byte(strings.NewReplacer("ADMIN", port(e.Address()), "HTTPS", port(e.https), "SOCKET", e.wire.socket).Replace(selectorBootstrap))
 	err := testenv.ValidateEnvoy(t.Context(), config)
 	if version, ok := testenv.EnvoyAtLeast(t, "1.37"); !ok {
 		if err == nil || !strings.Contains(err.Error(), "on_demand_secret") {
@@ -268,8 +268,8 @@ func TestOnDemandCertificatesNeedEnvoy137(t *testing.T) {
 
 func port(address string) string { return address[strings.LastIndex(address, ":")+1:] }
 
-// onDemand is a bootstrap with the on-demand certificate selector by SNI, over ADS.
-const onDemand = `
+// selectorBootstrap is one with the on-demand certificate selector by SNI, over ADS.
+const selectorBootstrap = `
 node: {id: canary-1, cluster: canary}
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: ADMIN}}}
 dynamic_resources:

@@ -39,8 +39,25 @@ type bareEdge struct {
 func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Helper()
 	e := newBareEdge(t)
-	e.startEnvoy(api, e.socket, names)
+	e.startEnvoy(fixed(api, names...), e.socket)
 	return e
+}
+
+// startBare is one whose Envoy has other options; its addresses are filled in.
+func startBare(t *testing.T, o bootstrap.Options) *bareEdge {
+	t.Helper()
+	e := newBareEdge(t)
+	e.startEnvoy(o, e.socket)
+	return e
+}
+
+// fixed are the options of an Envoy that asks for some names.
+func fixed(api bootstrap.API, names ...string) bootstrap.Options {
+	o := bootstrap.Options{API: api}
+	for _, n := range names {
+		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
+	}
+	return o
 }
 
 // newBareEdge is one without an Envoy.
@@ -58,14 +75,10 @@ func newBareEdge(t *testing.T) *bareEdge {
 }
 
 // startEnvoy starts the Envoy at a socket, with each old text of its configuration replaced by the new one that follows it.
-func (e *bareEdge) startEnvoy(api bootstrap.API, socket string, names []string, oldnew ...string) {
+func (e *bareEdge) startEnvoy(o bootstrap.Options, socket string, oldnew ...string) {
 	e.Helper()
-	o := bootstrap.Options{
-		NodeID: "canary-1", Cluster: "canary", AdminAddress: e.Address(), HTTPSAddress: e.https, SDS: bootstrap.SDS{UnixPath: socket}, API: api,
-	}
-	for _, n := range names {
-		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
-	}
+	o.NodeID, o.Cluster, o.AdminAddress, o.HTTPSAddress = "canary-1", "canary", e.Address(), e.https
+	o.SDS = bootstrap.SDS{UnixPath: socket}
 	config, err := bootstrap.Render(o)
 	must(e, err)
 	config, err = testenv.Substitute(config, oldnew...)
@@ -112,10 +125,14 @@ func (e *bareEdge) restart() {
 	e.start()
 }
 
-// put moves the group to a new certificate and returns its version and serial. One that is broken has the key of another.
-func (e *bareEdge) put(ca *testenv.Authority, name string, broken bool) (secret.Version, string) {
+// put moves the group to a new certificate and returns its version and serial. One that is broken has the key of another. Its DNS names are
+// the secret's name, unless others are given.
+func (e *bareEdge) put(ca *testenv.Authority, name string, broken bool, dnsNames ...string) (secret.Version, string) {
 	e.Helper()
-	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: []string{name}})
+	if len(dnsNames) == 0 {
+		dnsNames = []string{name}
+	}
+	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: dnsNames})
 	must(e, err)
 	key, version := leaf.KeyPEM, secret.Version(fmt.Sprintf("%064x", time.Now().UnixNano()))
 	if broken {
@@ -127,7 +144,7 @@ func (e *bareEdge) put(ca *testenv.Authority, name string, broken bool) (secret.
 	must(e, err)
 	record, err := json.Marshal(map[string]any{
 		"name": name, "kind": secret.KindTLSCertificate, "version": version, "created": time.Now().UTC(), "source": cache.SourceImport,
-		"not_after": time.Now().Add(time.Hour), "chain_pem": string(slices.Concat(leaf.CertPEM, root)), "key_pem": string(key),
+		"dns_names": dnsNames, "not_after": time.Now().Add(time.Hour), "chain_pem": string(slices.Concat(leaf.CertPEM, root)), "key_pem": string(key),
 	})
 	must(e, err)
 	_, err = e.store.Commit(e.Context(), nil, []store.Operation{store.Put(store.Key("secret", name, string(version)), record)})

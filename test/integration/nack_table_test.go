@@ -117,7 +117,7 @@ func (e *tableEdge) startRows(t *testing.T, api bootstrap.API) {
 		}
 	}
 	e.move(good)
-	e.startEnvoy(api, e.wire.socket, hosts, change...)
+	e.startEnvoy(fixed(api, hosts...), e.wire.socket, change...)
 	e.judgeServed(t)
 }
 

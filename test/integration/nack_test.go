@@ -41,6 +41,16 @@ var edgeGroups = []string{"canary", "production"}
 
 func startEdge(t *testing.T, api bootstrap.API, names ...string) *edge {
 	t.Helper()
+	e := newEdge(t)
+	for _, g := range edgeGroups {
+		e.startNode(g, api, names)
+	}
+	return e
+}
+
+// newEdge makes an edge without Envoys.
+func newEdge(t *testing.T) *edge {
+	t.Helper()
 	e := &edge{T: testenv.NewT(t), envoys: map[string]*testenv.Envoy{}, https: map[string]string{}}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	var err error
@@ -63,9 +73,6 @@ func startEdge(t *testing.T, api bootstrap.API, names ...string) *edge {
 	must(t, e.rollout.Reconfigure(t.Context(), edgePolicy()))
 	e.background(e.rollout.Run)
 	e.background(e.server.Run)
-	for _, g := range edgeGroups {
-		e.startNode(g, api, names)
-	}
 	return e
 }
 
@@ -91,6 +98,16 @@ func (e *edge) background(run func(context.Context) error) {
 
 func (e *edge) startNode(group string, api bootstrap.API, names []string) {
 	e.Helper()
+	var secrets []bootstrap.Secret
+	for _, n := range names {
+		secrets = append(secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
+	}
+	e.startEnvoy(group, bootstrap.Options{API: api, Secrets: secrets})
+}
+
+// startEnvoy starts the Envoy of a group with a listener of its own at the server; the addresses are filled in.
+func (e *edge) startEnvoy(group string, o bootstrap.Options) {
+	e.Helper()
 	socket := filepath.Join(e.Dir, group, "s")
 	l, err := sds.ListenUnix(e.Context(), socket, 0o600, -1, -1)
 	must(e, err)
@@ -98,12 +115,8 @@ func (e *edge) startNode(group string, api bootstrap.API, names []string) {
 		return e.server.Serve(ctx, sds.Listener{Listener: l, Unix: true, Groups: []string{group}})
 	})
 	e.https[group] = e.Address()
-	o := bootstrap.Options{
-		NodeID: group + "-1", Cluster: group, AdminAddress: e.Address(), HTTPSAddress: e.https[group], SDS: bootstrap.SDS{UnixPath: socket}, API: api,
-	}
-	for _, n := range names {
-		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
-	}
+	o.NodeID, o.Cluster, o.AdminAddress, o.HTTPSAddress = group+"-1", group, e.Address(), e.https[group]
+	o.SDS = bootstrap.SDS{UnixPath: socket}
 	config, err := bootstrap.Render(o)
 	must(e, err)
 	e.envoys[group] = e.Envoy(testenv.EnvoyOptions{Name: group, Config: config})
@@ -125,10 +138,13 @@ func (l ledger) Progress(group string, want map[string]secret.Version) []rollout
 	return out
 }
 
-// accept takes in a good certificate for a name and returns its serial.
-func (e *edge) accept(ca *testenv.Authority, name string) string {
+// accept takes in a good certificate for a secret and returns its serial. Its DNS names are the secret's name, unless others are given.
+func (e *edge) accept(ca *testenv.Authority, name string, dnsNames ...string) string {
 	e.Helper()
-	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: []string{name}})
+	if len(dnsNames) == 0 {
+		dnsNames = []string{name}
+	}
+	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: dnsNames})
 	must(e, err)
 	root, err := os.ReadFile(ca.File)
 	must(e, err)
@@ -140,8 +156,11 @@ func (e *edge) accept(ca *testenv.Authority, name string) string {
 }
 
 // sneak stores a version that validation would refuse, and has it rolled out.
-func (e *edge) sneak(ca *testenv.Authority, name string) secret.Version {
+func (e *edge) sneak(ca *testenv.Authority, name string, dnsNames ...string) secret.Version {
 	e.Helper()
+	if len(dnsNames) == 0 {
+		dnsNames = []string{name}
+	}
 	leaf, err := ca.Issue(testenv.LeafOptions{DNSNames: []string{name}})
 	must(e, err)
 	other, err := ca.Issue(testenv.LeafOptions{DNSNames: []string{name}})
@@ -149,7 +168,7 @@ func (e *edge) sneak(ca *testenv.Authority, name string) secret.Version {
 	version := secret.Version(fmt.Sprintf("%064x", time.Now().UnixNano()))
 	record, err := json.Marshal(map[string]any{
 		"name": name, "kind": secret.KindTLSCertificate, "version": version, "created": time.Now().UTC(), "source": cache.SourceImport,
-		"not_after": time.Now().Add(time.Hour), "chain_pem": string(leaf.CertPEM), "key_pem": string(other.KeyPEM),
+		"dns_names": dnsNames, "not_after": time.Now().Add(time.Hour), "chain_pem": string(leaf.CertPEM), "key_pem": string(other.KeyPEM),
 	})
 	must(e, err)
 	_, err = e.store.Commit(e.Context(), nil, []store.Operation{store.Put(store.Key("secret", name, string(version)), record)})

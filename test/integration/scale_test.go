@@ -44,7 +44,7 @@ func scaleCases() []scaleCase {
 	return []scaleCase{
 		{"delta SDS", 1000, "3 s", fixed(bootstrap.Delta), statFixed},
 		{"delta ADS", 1000, "1 s", fixed(bootstrap.ADSDelta), statFixed},
-		{"on-demand prefetch, delta ADS", 1000, "1 s", onDemand, statOnDemand},
+		{"on-demand prefetch, delta ADS", 1000, "1 s", prefetch, statOnDemand},
 		{"delta SDS", 3000, "-", fixed(bootstrap.Delta), statFixed},
 	}
 }
@@ -227,13 +227,13 @@ func fixed(api bootstrap.API) func(names []string, https, socket string) ([]byte
 	}
 }
 
-// onDemand is one filter chain for all names, which are asked for before a client comes.
-func onDemand(names []string, https, socket string) ([]byte, error) {
-	return testenv.Substitute([]byte(onDemandText), "HTTPS_PORT", https[strings.LastIndex(https, ":")+1:], "SOCKET", socket,
+// prefetch is one filter chain for all names, which are asked for before a client comes.
+func prefetch(names []string, https, socket string) ([]byte, error) {
+	return testenv.Substitute([]byte(prefetchText), "HTTPS_PORT", https[strings.LastIndex(https, ":")+1:], "SOCKET", socket,
 		"NAMES", strings.Join(names, ", "), "NODE", scaleNode, "GROUP", scaleGroup)
 }
 
-const onDemandText = `
+const prefetchText = `
 node: {id: NODE, cluster: GROUP}
 admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
 dynamic_resources:

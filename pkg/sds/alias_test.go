@@ -1,0 +1,547 @@
+package sds
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/secret"
+)
+
+// certify moves a group to a new version of a secret with the given DNS names.
+func (f *fleet) certify(t testing.TB, group, name string, dnsNames ...string) secret.Version {
+	t.Helper()
+	chain, key := f.ca.issue(t, &x509.Certificate{DNSNames: dnsNames, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.ca.cert.Raw})...)
+	s, err := secret.ParseCertificate(name, chain, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := f.cache.Plan()
+	m, _, err := p.PutSecret(context.Background(), s, cache.SourceImport, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Move(context.Background(), group, map[string]secret.Version{name: m.Version}, cache.Why{Reason: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, p)
+	return m.Version
+}
+
+// covered returns the secret of which the node's answer under a name is the certificate.
+func (f *fleet) covered(t *testing.T, a answer) string {
+	t.Helper()
+	metas, err := f.cache.Secrets(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range metas {
+		if m.ChainPEM == a.chain {
+			return m.Name
+		}
+	}
+	return ""
+}
+
+func TestNameOfNoSecretIsSentTheCertificateThatCoversIt(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		f.certify(t, "canary", "zz-exact", "x.a.example", "*.z.example")
+		f.certify(t, "canary", "b-second", "y.a.example")
+		f.certify(t, "canary", "a-first", "Y.a.example", "b.example")
+		f.certify(t, "canary", "b.example", "B.EXAMPLE", "q.a.example")
+		f.certify(t, "canary", "own.a.example", "something.else")
+		e := f.envoy(t, protocol, "edge-1")
+		for asked, want := range map[string]string{
+			"1.a.example":      "wild",
+			"X.A.Example":      "zz-exact", // exact before wildcard, in any case
+			"x.a.example":      "zz-exact",
+			"y.a.example":      "a-first", // of several, the first by name
+			"B.example":        "b.example",
+			"b.example.":       "b.example", // the one that is called like it comes first
+			"own.a.example":    "own.a.example",
+			"OWN.a.example":    "wild", // no secret's own name
+			"_dmarc.a.example": "wild",
+		} {
+			e.subscribe(asked)
+			a := e.expect(asked)
+			if got := f.covered(t, a); got != want {
+				t.Errorf("%s is given the certificate of %q, want %q", asked, got, want)
+			}
+			if protocol.delta() && a.version == "" {
+				t.Errorf("no version of %s", asked)
+			}
+		}
+		for _, asked := range []string{
+			"a.example", "1.2.a.example", ".a.example", "*.a.example", "a b.a.example", "ä.a.example", "z.example", "10.0.0.1", "", "..", ".",
+			"1.a.example..", strings.Repeat("x", 64) + ".a.example", strings.Repeat("x.", 130) + "a.example", "1.a.example\x00", "1.a.example/",
+		} {
+			e.subscribe(asked)
+			e.expectRemoved(asked)
+		}
+		e.silent()
+	})
+}
+
+func TestAliasNeedsTheRightToTheSecretThatCoversIt(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{}, Group{Name: "canary", Secrets: []string{"mine*"}})
+		f.certify(t, "canary", "theirs", "x.example", "y.example")
+		f.certify(t, "canary", "x.example", "x.example") // the right is not to the name that is asked for
+		f.certify(t, "canary", "mine", "*.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("x.example") // another secret's own name stays forbidden
+		e.expectRemoved("x.example")
+		e.subscribe("y.example")
+		if got := f.covered(t, e.expect("y.example")); got != "mine" {
+			t.Errorf("y.example is given %q, want the best one that the group may have", got)
+		}
+		f.SetPolicy(NewPolicy(everything("canary")))
+		for range 2 {
+			a := e.next()
+			e.ack(a)
+			if got, want := f.covered(t, a), map[string]string{"x.example": "x.example", "y.example": "theirs"}[a.name]; got != want {
+				t.Errorf("%s is given %q, want %q", a.name, got, want)
+			}
+		}
+		f.SetPolicy(NewPolicy([]Group{{Name: "canary", Secrets: []string{"x.example"}}}))
+		e.expectRemoved("y.example")
+		e.silent()
+	})
+}
+
+func TestChangesReachEveryAlias(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example", "2.a.example")
+		e.expectRemoved("1.a.example")
+		e.expectRemoved("2.a.example")
+		expectBoth := func(want string) {
+			t.Helper()
+			var names []string
+			for range 2 {
+				a := e.next()
+				e.ack(a)
+				names = append(names, a.name)
+				if got := f.covered(t, a); got != want {
+					t.Errorf("%s is given %q, want %q", a.name, got, want)
+				}
+			}
+			slices.Sort(names)
+			if !slices.Equal(names, []string{"1.a.example", "2.a.example"}) {
+				t.Errorf("answers for %v, want one for each alias", names)
+			}
+			e.silent()
+		}
+		f.certify(t, "canary", "wild", "*.a.example") // appears late
+		expectBoth("wild")
+		f.certify(t, "canary", "wild", "*.a.example") // is rotated
+		expectBoth("wild")
+		f.certify(t, "canary", "exact", "1.a.example") // another one is better now
+		if a := e.expect("1.a.example"); f.covered(t, a) != "exact" {
+			t.Errorf("given %q, want the exact one", f.covered(t, a))
+		}
+		e.silent()
+		f.certify(t, "canary", "exact", "3.a.example") // covers it no more: the next best
+		if a := e.expect("1.a.example"); f.covered(t, a) != "wild" {
+			t.Errorf("given %q, want the wildcard", f.covered(t, a))
+		}
+		e.silent()
+		f.certify(t, "canary", "wild", "*.b.example") // covers none of them any more
+		removed := func() {
+			t.Helper()
+			if !protocol.delta() {
+				e.silent()
+				return
+			}
+			names := []string{}
+			for range 2 {
+				a := e.next()
+				e.ack(a)
+				names = append(names, a.removed)
+			}
+			slices.Sort(names)
+			if !slices.Equal(names, []string{"1.a.example", "2.a.example"}) {
+				t.Errorf("removals of %v, want both", names)
+			}
+			e.silent()
+		}
+		removed()
+		f.certify(t, "canary", "wild", "*.a.example")
+		expectBoth("wild")
+		f.move(t, "canary", "wild", "") // is removed
+		removed()
+		f.certify(t, "canary", "2.a.example", "unrelated.example") // a secret of that name
+		if a := e.expect("2.a.example"); f.covered(t, a) != "2.a.example" {
+			t.Errorf("given %q, want the secret of that name", f.covered(t, a))
+		}
+		e.silent()
+	})
+}
+
+func TestAliasesAreSharedBodies(t *testing.T) {
+	f := newFleet(t, Limits{})
+	f.certify(t, "canary", "wild", "*.a.example")
+	own, _ := f.cache.Resource("canary", "wild")
+	for i := range 3 {
+		found := f.cache.Covering("canary", fmt.Sprintf("%d.a.example", i))
+		if len(found) != 1 || &found[0].Body()[0] != &own.Body()[0] {
+			t.Errorf("alias %d has a body of its own", i)
+		}
+	}
+}
+
+func TestAnswersUnderAliasesCountForTheSecret(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		first := f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example", "2.a.example")
+		e.expect("1.a.example")
+		a := e.next()
+		progress := func(v secret.Version) NodeProgress {
+			t.Helper()
+			synctest.Wait()
+			p := f.Progress("canary", map[string]secret.Version{"wild": v})
+			if len(p) != 1 {
+				t.Fatalf("progress %+v, want one node", p)
+			}
+			return p[0]
+		}
+		if p := progress(first); p.Acked || p.NACK != nil || p.Since.IsZero() {
+			t.Errorf("progress %+v, want it to wait for the second alias", p)
+		}
+		e.ack(a)
+		if p := progress(first); !p.Acked {
+			t.Errorf("progress %+v, want ACKed", p)
+		}
+		second := f.certify(t, "canary", "wild", "*.a.example")
+		a, b := e.next(), e.next()
+		e.ack(a)
+		e.nack(b, "bad")
+		e.silent() // goes on with what it has
+		if p := progress(second); p.Acked || p.NACK == nil || p.NACK.Secret != "wild" || p.NACK.Version != second {
+			t.Errorf("progress %+v, want a NACK of the secret", p)
+		}
+		n := f.node(t, "edge-1")
+		if n.State != Nacked || len(n.Secrets) != 2 {
+			t.Fatalf("node %+v, want NACKED with two names", n)
+		}
+		for _, s := range n.Secrets {
+			if s.CoveredBy != "wild" || s.Want != second {
+				t.Errorf("%+v, want it covered by the wildcard", s)
+			}
+			if (s.Nacked != nil) != (s.Name == b.name) {
+				t.Errorf("%+v: the NACK was under %s", s, b.name)
+			}
+		}
+		if got := f.counter(t, "sds_nacks_total", "wild"); got != 1 {
+			t.Errorf("%v NACKs counted of the secret, want 1", got)
+		}
+		f.move(t, "canary", "wild", first) // taken back
+		if got := e.expect(a.name); f.covered(t, got) != "wild" {
+			t.Errorf("given %q", f.covered(t, got))
+		}
+		e.silent() // the other name has it
+		if p := progress(first); !p.Acked {
+			t.Errorf("progress %+v, want ACKed", p)
+		}
+		f.move(t, "canary", "wild", second) // again: what was rejected under one name is sent under none
+		e.silent()
+		f.Release("wild", second)
+		for range 2 {
+			e.ack(e.next())
+		}
+		if p := progress(second); !p.Acked {
+			t.Errorf("progress %+v, want ACKed after the release", p)
+		}
+	})
+}
+
+func TestRejectedAliasesSurviveRestarts(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		good := f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example")
+		goodChain := e.expect("1.a.example").chain
+		bad := f.certify(t, "canary", "wild", "*.a.example")
+		e.nack(e.next(), "bad")
+		e.silent()
+		e.leave()
+		f.restart(t)
+		if n := f.node(t, "edge-1"); len(n.Secrets) != 1 || n.Secrets[0].Nacked == nil || n.Secrets[0].Nacked.Secret != "wild" || n.Secrets[0].Nacked.Version != bad {
+			t.Fatalf("node %+v, want the NACK of the secret under the alias", n)
+		}
+		if refers := f.Refers("wild"); !refers(good) {
+			t.Error("the version that the node goes on with may be pruned")
+		}
+		e = f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example")
+		if a := e.expect("1.a.example"); a.chain != goodChain {
+			t.Error("the node was not given back what it acknowledged last")
+		}
+		e.silent()
+		// A name that it never asked for: what it acknowledged under the other one covers this one, too.
+		e.subscribe("2.a.example")
+		if a := e.expect("2.a.example"); a.chain != goodChain {
+			t.Error("the node was sent what it rejected, or something else, under another name")
+		}
+		e.silent()
+		f.Release("wild", bad)
+		for range 2 {
+			if a := e.next(); a.chain == goodChain {
+				t.Error("the released version is not sent")
+			} else {
+				e.ack(a)
+			}
+		}
+		e.silent()
+		if n := f.node(t, "edge-1"); n.State != Synced || n.Secrets[0].Nacked != nil {
+			t.Errorf("node %+v, want SYNCED without a NACK", n)
+		}
+	})
+}
+
+// A node that rejected the first certificate of a name has none: its handshakes shall fail, not wait.
+func TestRejectedFirstCertificateOfAnAliasIsRemoved(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example")
+		e.nack(e.next(), "bad")
+		e.expectRemoved("1.a.example")
+		e.silent()
+		e.subscribe("2.a.example")
+		e.expectRemoved("2.a.example")
+		f.certify(t, "canary", "better", "2.a.example") // another one that covers it
+		e.expect("2.a.example")
+		e.silent()
+	})
+}
+
+func TestEnvoyThatHasSomethingIsNotRevokedByARejectedVersion(t *testing.T) {
+	for _, protocol := range []Protocol{Delta, ADSDelta} {
+		t.Run(string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, Limits{})
+				f.certify(t, "canary", "wild", "*.a.example")
+				e := f.envoy(t, protocol, "edge-1")
+				e.subscribe("1.a.example")
+				e.nack(e.next(), "bad")
+				e.expectRemoved("1.a.example")
+				e.leave()
+				// It says that it has a version, of which nobody here knows the bytes: one that was pruned.
+				e = f.envoy(t, protocol, "edge-1")
+				e.empty = true
+				e.reconnected(map[string]secret.Version{"1.a.example": secret.Version(strings.Repeat("a", 64))}, "1.a.example")
+				if a := e.next(); a.name != "" || a.removed != "" {
+					t.Errorf("answer for %q, removes %q: want one that says nothing", a.name, a.removed)
+				} else {
+					e.ack(a)
+				}
+				e.silent()
+				// Its Envoy lost it and asks again: that is answered.
+				e.subscribe("1.a.example")
+				e.expectRemoved("1.a.example")
+				e.silent()
+			})
+		})
+	}
+}
+
+func TestOldestAliasMakesRoom(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{AliasesPerNode: 3})
+		f.certify(t, "canary", "wild", "*.a.example")
+		f.certify(t, "canary", "own", "own.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("own")
+		e.expect("own")
+		for i := range 3 {
+			e.subscribe(fmt.Sprintf("%d.a.example", i))
+			e.expect(fmt.Sprintf("%d.a.example", i))
+		}
+		if !protocol.delta() { // SotW cannot say that a name is gone: the new one gets nothing
+			e.subscribe("3.a.example")
+			e.silent()
+			f.denied(t, "aliases", 1)
+			f.certify(t, "canary", "wild", "*.a.example")
+			for range 3 {
+				e.ack(e.next())
+			}
+			e.silent()
+			return
+		}
+		e.subscribe("0.a.example") // asked for once more
+		e.expect("0.a.example")
+		e.subscribe("3.a.example")
+		e.expect("3.a.example")
+		e.expectRemoved("1.a.example")
+		e.silent()
+		f.denied(t, "aliases", 1)
+		f.certify(t, "canary", "wild", "*.a.example") // does not bring it back
+		for range 3 {
+			if a := e.next(); a.name == "1.a.example" {
+				t.Error("the evicted alias came back by itself")
+			} else {
+				e.ack(a)
+			}
+		}
+		e.silent()
+		e.subscribe("1.a.example") // asked for again
+		e.expect("1.a.example")
+		e.expectRemoved("2.a.example")
+		e.silent()
+		f.rotate(t, "canary", "own")
+		e.expect("own")
+		synctest.Wait()
+		if n := f.node(t, "edge-1"); n.State != Synced {
+			t.Errorf("node %+v, want SYNCED", n)
+		}
+	})
+}
+
+// Without ADS each name has a stream of its own: the bound is the node's.
+func TestAliasesAreBoundedOverTheStreamsOfANode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, Limits{AliasesPerNode: 2})
+		f.certify(t, "canary", "wild", "*.a.example")
+		conn := dial(t, f.buffer, nil)
+		ask := func(i int) *envoy {
+			e := newEnvoy(t, conn, Delta, &corev3.Node{Id: "edge-1", Cluster: "edge"})
+			e.subscribe(fmt.Sprintf("%d.a.example", i))
+			e.expect(fmt.Sprintf("%d.a.example", i))
+			return e
+		}
+		zero, one := ask(0), ask(1)
+		other := newEnvoy(t, conn, Delta, &corev3.Node{Id: "edge-2", Cluster: "edge"})
+		other.subscribe("0.a.example")
+		other.expect("0.a.example")
+		two := ask(2)
+		zero.expectRemoved("0.a.example")
+		one.silent()
+		other.silent() // another node
+		one.leave()    // makes room
+		ask(3)
+		two.silent()
+		f.denied(t, "aliases", 1)
+	})
+}
+
+func TestAliasesLeaveNothingBehind(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example", "unknown.example")
+		a := e.expect("1.a.example")
+		e.expectRemoved("unknown.example")
+		e.unsubscribe(a, "1.a.example")
+		synctest.Wait()
+		f.ledger.mu.Lock()
+		n := f.ledger.nodes[nodeKey{plaintextIdentity, "edge-1"}]
+		f.ledger.mu.Unlock()
+		n.mu.Lock()
+		if n.aliases.Len() != 0 || len(n.records) != 1 {
+			t.Errorf("%d aliases and %d records are left, want 0 and that of the unknown name", n.aliases.Len(), len(n.records))
+		}
+		n.mu.Unlock()
+		f.denied(t, "unknown_name", 1)
+	})
+}
+
+func TestExplainSaysWhichCertificateCoversAName(t *testing.T) {
+	f := newFleet(t, Limits{}, Group{Name: "canary", Identities: []string{"dns:n"}, Secrets: []string{"wild"}}, Group{Name: "other", Secrets: []string{"*"}})
+	f.certify(t, "canary", "wild", "*.a.example")
+	f.certify(t, "canary", "theirs.a.example", "theirs.a.example")
+	peer := Peer{Transport: TLS, Identities: []string{"dns:n"}}
+	e := f.Explain(peer, "x.a.example")
+	if g := e.Groups[0]; !e.Allowed || g.CoveredBy == nil || *g.CoveredBy != "wild" || *g.SecretRule != "wild" ||
+		!strings.Contains(e.Reason, `the name by the certificate of the secret "wild"`) {
+		t.Errorf("explanation %+v", e)
+	}
+	for _, name := range []string{"x.y.a.example", "theirs.a.example"} {
+		if e := f.Explain(peer, name); e.Allowed || e.Groups[0].CoveredBy != nil {
+			t.Errorf("explanation of %s %+v", name, e)
+		}
+	}
+	if e := f.Explain(peer, "wild"); !e.Allowed || e.Groups[0].CoveredBy != nil {
+		t.Errorf("explanation %+v", e)
+	}
+}
+
+// wildNode is a node that is an Envoy, of which a client has sent "*" as SNI.
+func wildNode() *corev3.Node {
+	return &corev3.Node{Id: "edge-1", Cluster: "edge", UserAgentName: envoyAgent}
+}
+
+func TestWildcardOfAClientOfAnEnvoyEndsNoStream(t *testing.T) {
+	for _, protocol := range []Protocol{Delta, ADSDelta} {
+		t.Run(string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, Limits{})
+				v := f.certify(t, "canary", "wild", "*.a.example")
+				conn := dial(t, f.buffer, nil)
+				e := newEnvoy(t, conn, protocol, wildNode())
+				e.subscribe() // its first request, if that was the first client
+				e.expectRemoved("*")
+				e.subscribe("1.a.example")
+				e.expect("1.a.example")
+				e.subscribe("*") // a later one
+				e.expectRemoved("*")
+				f.denied(t, "wildcard", 2)
+				if n := f.node(t, "edge-1"); len(n.Secrets) != 1 {
+					t.Errorf("secrets %+v, want nothing kept of the wildcard", n.Secrets)
+				}
+				// While it subscribes to the wildcard, it rejects everything.
+				next := f.certify(t, "canary", "wild", "*.a.example")
+				for range 30 {
+					e.nack(e.next(), "Unexpected SDS secret (expecting *): 1.a.example")
+					e.expectRemoved("*")
+				}
+				e.expect("1.a.example")
+				e.silent()
+				p := f.Progress("canary", map[string]secret.Version{"wild": next})
+				if len(p) != 1 || !p[0].Acked || next == v {
+					t.Errorf("progress %+v, want an ACK: the NACKs said nothing of the secret", p)
+				}
+				e.leave()
+				e = newEnvoy(t, conn, protocol, wildNode())
+				e.reconnected(map[string]secret.Version{"1.a.example": next}, "*", "1.a.example")
+				e.expectRemoved("*")
+				e.silent()
+			})
+		})
+	}
+}
+
+func TestNackThatBlamesAWildcardIsSlowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		e := newEnvoy(t, dial(t, f.buffer, nil), ADSDelta, wildNode())
+		e.subscribe("1.a.example")
+		began := time.Now()
+		for range 3 * misledPerSecond { // one second's allowance at once
+			e.nack(e.next(), "(expecting *)")
+			e.expectRemoved("*")
+		}
+		if d := time.Since(began); d < 1900*time.Millisecond {
+			t.Errorf("%d rejections took %v, want about 2s", 3*misledPerSecond, d)
+		}
+	})
+}

@@ -34,14 +34,14 @@ const clientSecrets = 40
 // hidden is a secret that group production may not have.
 const hidden = "hidden.internal"
 
-// wire is a way to the server.
-type wire struct {
+// road is a way to the server.
+type road struct {
 	name, group, transport string
 	dial                   func(s *standalone) *grpc.ClientConn
 }
 
-func wires() []wire {
-	return []wire{
+func roads() []road {
+	return []road{
 		{"unix", "canary", "unix", func(s *standalone) *grpc.ClientConn { return s.dial("unix://"+s.socket, insecure.NewCredentials()) }},
 		{"mutual TLS", "production", "tls", func(s *standalone) *grpc.ClientConn {
 			dir := filepath.Join(s.Dir, "identity")
@@ -83,7 +83,7 @@ func startClients(t *testing.T) (*standalone, []string) {
 
 func TestClientOfGoControlPlaneThatNamesNothingGetsNothing(t *testing.T) {
 	s, names := startClients(t)
-	for _, w := range wires() {
+	for _, w := range roads() {
 		t.Run(w.name, func(t *testing.T) {
 			conn := w.dial(s)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -120,7 +120,7 @@ func TestClientOfGoControlPlaneThatNamesNothingGetsNothing(t *testing.T) {
 
 func TestClientsOnTheGeneratedStubsReadEverySecretThatTheyName(t *testing.T) {
 	s, names := startClients(t)
-	for _, w := range wires() {
+	for _, w := range roads() {
 		for _, aggregated := range []bool{false, true} {
 			for _, delta := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/delta=%t/ads=%t", w.name, delta, aggregated), func(t *testing.T) {
@@ -195,12 +195,12 @@ func openDelta(t *testing.T, conn *grpc.ClientConn, aggregated bool) (stream del
 	return stream
 }
 
-func (w wire) node(protocol string) *corev3.Node {
+func (w road) node(protocol string) *corev3.Node {
 	return &corev3.Node{Id: protocol + "-" + w.transport, Cluster: w.group}
 }
 
 // readSotw names secrets, and others of which nothing will come, until it has all; it ACKs each response. It returns serials by name.
-func readSotw(t *testing.T, stream sotwStream, w wire, names []string, others ...string) map[string]string {
+func readSotw(t *testing.T, stream sotwStream, w road, names []string, others ...string) map[string]string {
 	t.Helper()
 	asked := slices.Compact(slices.Sorted(slices.Values(slices.Concat(names, others))))
 	request := &discoveryv3.DiscoveryRequest{Node: w.node("sotw"), TypeUrl: resource.SecretType, ResourceNames: asked}
@@ -221,7 +221,7 @@ func readSotw(t *testing.T, stream sotwStream, w wire, names []string, others ..
 }
 
 // readDelta names secrets until each was answered, and ACKs each response. It returns serials by name, without those that were removed.
-func readDelta(t *testing.T, stream deltaStream, w wire, names []string) map[string]string {
+func readDelta(t *testing.T, stream deltaStream, w road, names []string) map[string]string {
 	t.Helper()
 	must(t, stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: w.node("delta"), TypeUrl: resource.SecretType, ResourceNamesSubscribe: names}))
 	got := map[string]string{}

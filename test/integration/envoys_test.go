@@ -30,7 +30,7 @@ func TestRejectedBytesAreAcknowledgedWhenSentAgain(t *testing.T) {
 			const name = "a.example"
 			e := newTableEdge(t, newPKI(t))
 			old := e.renew(name)
-			e.startEnvoy(fixed(api, name), e.wire.socket)
+			e.startEnvoy(fixedNames(api, name), e.wire.socket)
 			e.serves(name, old)
 
 			bad := pairResource(t, name, pair{e.pki.good(t, name).chain, keyText(t, newECKey(t, elliptic.P256()))})
@@ -62,7 +62,7 @@ func TestUnknownSecretEndsWarming(t *testing.T) {
 		t.Run(string(api), func(t *testing.T) {
 			const name = "a.example"
 			e := newTableEdge(t, newPKI(t))
-			e.startEnvoy(fixed(api, name), e.wire.socket, "initial_fetch_timeout: 1s", "initial_fetch_timeout: 300s")
+			e.startEnvoy(fixedNames(api, name), e.wire.socket, "initial_fetch_timeout: 1s", "initial_fetch_timeout: 300s")
 			if _, _, err := testenv.Handshake(t.Context(), e.https, name, nil); err == nil {
 				t.Error("a handshake succeeded without a certificate")
 			}
@@ -77,7 +77,7 @@ func TestRemovedSecretIsServedOn(t *testing.T) {
 	e := newTableEdge(t, newPKI(t))
 	old := e.renew(name)
 	e.renew(bystander)
-	e.startEnvoy(fixed(bootstrap.ADSDelta, name, bystander), e.wire.socket)
+	e.startEnvoy(fixedNames(bootstrap.ADSDelta, name, bystander), e.wire.socket)
 	e.serves(name, old)
 	e.move(map[string]secret.Version{name: ""})
 	e.serves(bystander, e.renew(bystander)) // what was sent before it, has come
@@ -95,7 +95,7 @@ func TestReconnectBackOffIsHonoured(t *testing.T) {
 			const name = "a.example"
 			e := newTableEdge(t, newPKI(t))
 			old := e.renew(name)
-			e.startEnvoy(fixed(api, name), e.wire.socket, "base_interval: 0.25s, max_interval: 5s", "base_interval: 0.05s, max_interval: 0.1s")
+			e.startEnvoy(fixedNames(api, name), e.wire.socket, "base_interval: 0.25s, max_interval: 5s", "base_interval: 0.05s, max_interval: 0.1s")
 			e.serves(name, old)
 			before := e.wire.streams()
 			e.wire.refuse(true)
@@ -141,7 +141,7 @@ func countNodes(t *testing.T, api bootstrap.API) (all, withNode, streams int) {
 	const name = "a.example"
 	e := newTableEdge(t, newPKI(t))
 	e.renew(name)
-	e.startEnvoy(fixed(api, name), e.wire.socket)
+	e.startEnvoy(fixedNames(api, name), e.wire.socket)
 	for range 3 {
 		e.serves(name, e.renew(name))
 	}
@@ -208,7 +208,7 @@ func ticketKeys(t *testing.T, name string, ring ...[]byte) *anypb.Any {
 	for _, key := range ring {
 		keys.Keys = append(keys.Keys, inline(key))
 	}
-	return resource(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_SessionTicketKeys{SessionTicketKeys: keys}})
+	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_SessionTicketKeys{SessionTicketKeys: keys}})
 }
 
 // startOtherKind starts an Envoy with the filter chain of one row of another kind, and the good one in effect. The function pushes another

@@ -48,7 +48,7 @@ var otherKinds = []nackRow{
 
 func bundle(t *testing.T, name string, text []byte) *anypb.Any {
 	t.Helper()
-	return resource(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(text)}}})
+	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(text)}}})
 }
 
 func ticketKey(t *testing.T, name string, size int) *anypb.Any {
@@ -57,7 +57,7 @@ func ticketKey(t *testing.T, name string, size int) *anypb.Any {
 	rand.Read(secret) // never fails
 	keys := &tlsv3.TlsSessionTicketKeys{}
 	keys.Keys = append(keys.Keys, inline(secret))
-	return resource(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_SessionTicketKeys{SessionTicketKeys: keys}})
+	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_SessionTicketKeys{SessionTicketKeys: keys}})
 }
 
 // clientsAreJudged shows that a client certificate of the trusted CA is taken, and that of another CA is not.

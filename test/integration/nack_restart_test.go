@@ -39,7 +39,7 @@ type bareEdge struct {
 func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Helper()
 	e := newBareEdge(t)
-	e.startEnvoy(fixed(api, names...), e.socket)
+	e.startEnvoy(fixedNames(api, names...), e.socket)
 	return e
 }
 
@@ -51,8 +51,8 @@ func startBare(t *testing.T, o bootstrap.Options) *bareEdge {
 	return e
 }
 
-// fixed are the options of an Envoy that asks for some names.
-func fixed(api bootstrap.API, names ...string) bootstrap.Options {
+// fixedNames are the options of an Envoy that asks for some names.
+func fixedNames(api bootstrap.API, names ...string) bootstrap.Options {
 	o := bootstrap.Options{API: api}
 	for _, n := range names {
 		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})

@@ -204,24 +204,24 @@ var rejectedOthers = []nackRow{
 		raw: func(t *testing.T, _ *pki, host string) *anypb.Any {
 			data, err := os.ReadFile("testdata/golden.p12") // openssl pkcs12 -export, no password
 			must(t, err)
-			return resource(t, &tlsv3.Secret{Name: host, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			return packed(t, &tlsv3.Secret{Name: host, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 				Pkcs12: inline(data), Password: inline(nil),
 			}}})
 		},
 	},
 	{
 		name: "no type", message: "Failed to load incomplete private key from path: ",
-		raw: func(t *testing.T, _ *pki, host string) *anypb.Any { return resource(t, &tlsv3.Secret{Name: host}) },
+		raw: func(t *testing.T, _ *pki, host string) *anypb.Any { return packed(t, &tlsv3.Secret{Name: host}) },
 	},
 	{
 		name: "generic secret instead", message: "Failed to load incomplete private key from path: ",
 		raw: func(t *testing.T, _ *pki, host string) *anypb.Any {
-			return resource(t, &tlsv3.Secret{Name: host, Type: &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{Secret: inline([]byte("token"))}}})
+			return packed(t, &tlsv3.Secret{Name: host, Type: &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{Secret: inline([]byte("token"))}}})
 		},
 	},
 	{
 		name: "resource of another type", message: "envoy.config.cluster.v3.Cluster",
-		raw: func(t *testing.T, _ *pki, host string) *anypb.Any { return resource(t, &clusterv3.Cluster{Name: host}) },
+		raw: func(t *testing.T, _ *pki, host string) *anypb.Any { return packed(t, &clusterv3.Cluster{Name: host}) },
 	},
 }
 
@@ -300,7 +300,7 @@ func inline(data []byte) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: data}}
 }
 
-func resource(t *testing.T, m proto.Message) *anypb.Any {
+func packed(t *testing.T, m proto.Message) *anypb.Any {
 	t.Helper()
 	a, err := anypb.New(m)
 	must(t, err)
@@ -310,7 +310,7 @@ func resource(t *testing.T, m proto.Message) *anypb.Any {
 // pairResource is the resource of a pair.
 func pairResource(t *testing.T, name string, p pair) *anypb.Any {
 	t.Helper()
-	return resource(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 		CertificateChain: inline(p.chain), PrivateKey: inline(p.key),
 	}}})
 }
@@ -318,7 +318,7 @@ func pairResource(t *testing.T, name string, p pair) *anypb.Any {
 // stapled is the resource of a pair with an OCSP staple.
 func stapled(t *testing.T, name string, p pair, staple []byte) *anypb.Any {
 	t.Helper()
-	return resource(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
 		CertificateChain: inline(p.chain), PrivateKey: inline(p.key), OcspStaple: inline(staple),
 	}}})
 }

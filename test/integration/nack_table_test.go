@@ -117,7 +117,7 @@ func (e *tableEdge) startRows(t *testing.T, api bootstrap.API) {
 		}
 	}
 	e.move(good)
-	e.startEnvoy(fixed(api, hosts...), e.wire.socket, change...)
+	e.startEnvoy(fixedNames(api, hosts...), e.wire.socket, change...)
 	e.judgeServed(t)
 }
 

@@ -195,7 +195,7 @@ func (s *standalone) awaitLeft(ctx context.Context) {
 	}))
 }
 
-func startYardstick(t *testenv.T, kind string, pairs []pair) (*testenv.Process, string) {
+func startYardstick(t *testenv.T, kind string, pairs []sample) (*testenv.Process, string) {
 	t.Helper()
 	data, err := json.Marshal(pairs)
 	must(t, err)

@@ -19,7 +19,7 @@ type standalone struct {
 	address     string // of SDS over mutual TLS, for group production
 	admin       *admin.Client
 	adminSocket string
-	pairs       []pair            // that it serves
+	pairs       []sample          // that it serves
 	serials     map[string]string // by name
 	ca          *testenv.Authority
 }
@@ -97,7 +97,7 @@ func (s *standalone) addAs(name, dnsName string) {
 	must(s, err)
 	leaf, err := s.ca.Issue(testenv.LeafOptions{DNSNames: []string{dnsName}})
 	must(s, err)
-	p := pair{Name: name, Chain: string(leaf.CertPEM) + string(root), Key: string(leaf.KeyPEM)}
+	p := sample{Name: name, Chain: string(leaf.CertPEM) + string(root), Key: string(leaf.KeyPEM)}
 	var accepted admin.Accepted
 	must(s, s.admin.Post(s.Context(), "/v1/secrets", admin.ImportRequest{Name: name, ChainPEM: p.Chain, KeyPEM: p.Key}, &accepted))
 	s.pairs = append(s.pairs, p)

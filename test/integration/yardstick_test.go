@@ -32,7 +32,7 @@ import (
 const (
 	yardstickKind   = "SDS_YARDSTICK"        // floor or stock
 	yardstickSocket = "SDS_YARDSTICK_SOCKET" // to listen on
-	yardstickFile   = "SDS_YARDSTICK_FILE"   // what to serve: a JSON list of pair
+	yardstickFile   = "SDS_YARDSTICK_FILE"   // what to serve: a JSON list of sample
 )
 
 // The servers that are measured.
@@ -42,8 +42,8 @@ const (
 	stock = "stock" // go-control-plane's snapshot cache and server, as its documentation has it
 )
 
-// pair is a secret that a yardstick serves.
-type pair struct{ Name, Chain, Key string }
+// sample is a secret that a yardstick serves.
+type sample struct{ Name, Chain, Key string }
 
 // runYardstick serves until it is told to end, and returns the exit code.
 func runYardstick(kind string) int {
@@ -61,7 +61,7 @@ func serveYardstick(ctx context.Context, kind string) error {
 	if err != nil {
 		return err
 	}
-	var pairs []pair
+	var pairs []sample
 	if err := json.Unmarshal(data, &pairs); err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func yardstickOptions(more ...grpc.ServerOption) []grpc.ServerOption {
 }
 
 // message is a secret as Envoy wants it.
-func (p pair) message() *tlsv3.Secret {
+func (p sample) message() *tlsv3.Secret {
 	inline := func(s string) *corev3.DataSource {
 		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte(s)}}
 	}
@@ -103,7 +103,7 @@ func (p pair) message() *tlsv3.Secret {
 }
 
 // newStock makes a snapshot of the secrets for the one node that will ask.
-func newStock(ctx context.Context, pairs []pair) (*grpc.Server, error) {
+func newStock(ctx context.Context, pairs []sample) (*grpc.Server, error) {
 	resources := make([]types.Resource, len(pairs))
 	for i, p := range pairs {
 		resources[i] = p.message()
@@ -162,7 +162,7 @@ func (f *firstRequest) note() {
 }
 
 // newFloor answers each subscribed name with bytes that were made before, and reads nothing else of a request.
-func newFloor(pairs []pair) (*grpc.Server, error) {
+func newFloor(pairs []sample) (*grpc.Server, error) {
 	answers := make(map[string][]byte, len(pairs))
 	for _, p := range pairs {
 		packed, err := anypb.New(p.message())

@@ -5,18 +5,11 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
-	"maps"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/sds-server/sds-server/internal/bootstrap"
@@ -36,6 +29,15 @@ type tableEdge struct {
 	wire *wire
 	pki  *pki
 	rows []*tableRow
+	kept []kept // not in the store yet
+}
+
+// kept is a version that is to be stored, and what the Envoy gets in its place, if anything.
+type kept struct {
+	name    string
+	version secret.Version
+	record  store.Operation
+	other   *anypb.Any
 }
 
 // tableRow is a row at work.
@@ -144,11 +146,14 @@ func (e *tableEdge) pushAll(t *testing.T) {
 			content = r.pair(t, e.pki, r.name)
 		}
 		r.version = e.keep(r.name, content, other)
-		r.key = e.keyOf(r.name, r.version)
 		if r.verdict == takes || r.verdict == agrees {
 			r.serial = serial(t, content)
 		}
 		versions[r.name] = r.version
+	}
+	e.flush()
+	for _, r := range e.rows {
+		r.key = e.keyOf(r.name, r.version)
 	}
 	e.move(versions)
 	e.wait(e.answered)
@@ -252,7 +257,7 @@ func (e *tableEdge) renew(host string) string {
 	return number
 }
 
-// keep stores a version that nothing has looked at. Where other is not nil, the Envoy gets it in the place of the version.
+// keep has a version stored, before the next move, that nothing has looked at. Where other is not nil, the Envoy gets it in the place of the version.
 func (e *tableEdge) keep(name string, p pair, other *anypb.Any) secret.Version {
 	e.Helper()
 	version := secret.Version(fmt.Sprintf("%064x", time.Now().UnixNano()))
@@ -261,12 +266,25 @@ func (e *tableEdge) keep(name string, p pair, other *anypb.Any) secret.Version {
 		"not_after": time.Now().Add(time.Hour), "chain_pem": string(p.chain), "key_pem": string(p.key),
 	})
 	must(e, err)
-	_, err = e.store.Commit(e.Context(), nil, []store.Operation{store.Put(store.Key("secret", name, string(version)), record)})
-	must(e, err)
-	if other != nil {
-		e.wire.replace(e.keyOf(name, version), other)
-	}
+	e.kept = append(e.kept, kept{name, version, store.Put(store.Key("secret", name, string(version)), record), other})
 	return version
+}
+
+// flush stores what is kept, in one commit.
+func (e *tableEdge) flush() {
+	e.Helper()
+	var records []store.Operation
+	for _, k := range e.kept {
+		records = append(records, k.record)
+	}
+	_, err := e.store.Commit(e.Context(), nil, records)
+	must(e, err)
+	for _, k := range e.kept {
+		if k.other != nil {
+			e.wire.replace(e.keyOf(k.name, k.version), k.other)
+		}
+	}
+	e.kept = nil
 }
 
 // keyOf is the key of a version's bytes on the wire.
@@ -279,6 +297,9 @@ func (e *tableEdge) keyOf(name string, version secret.Version) string {
 
 func (e *tableEdge) move(versions map[string]secret.Version) {
 	e.Helper()
+	if len(e.kept) > 0 { // nothing is for a removal
+		e.flush()
+	}
 	plan := e.cache.Plan()
 	_, err := plan.Move(e.Context(), "canary", versions, cache.Why{Reason: "test"})
 	must(e, err)
@@ -295,88 +316,4 @@ func serial(t testing.TB, p pair) string {
 	leaf, err := x509.ParseCertificate(block.Bytes)
 	must(t, err)
 	return testenv.Serial(leaf)
-}
-
-// TestNothingOfTheNackTablePassesValidation has the rows that a stored record can express: what Envoy rejects, and what it serves though
-// clients would not take it, breaks a rule.
-func TestNothingOfTheNackTablePassesValidation(t *testing.T) {
-	p := newPKI(t)
-	roots := x509.NewCertPool()
-	roots.AddCert(p.root.cert)
-	for _, row := range nackRows() {
-		t.Run(row.name, func(t *testing.T) {
-			if (row.pair == nil) == (row.raw == nil) || (row.verdict != agrees && row.pair != nil) == (len(row.rules) == 0) {
-				t.Fatal("a row has either other content or a pair, and a pair that is not good breaks a rule")
-			}
-			if row.raw != nil {
-				return // there is no way to say it to ParseCertificate
-			}
-			expectation := secret.Expectation{DNSNames: []string{row.host()}, Roots: roots}
-			if strings.HasSuffix(row.name, "roots unknown") {
-				expectation.Roots = nil
-			}
-			in := row.pair(t, p, row.host())
-			s, err := secret.ParseCertificate(row.host(), in.chain, in.key)
-			if err == nil {
-				err = s.Validate(time.Now(), expectation)
-			}
-			if diff := cmp.Diff(row.rules, secret.Rules(err)); diff != "" {
-				t.Errorf("broken rules (-want +got):\n%s\n%v", diff, err)
-			}
-		})
-	}
-}
-
-// TestNackTableIsThatOfPkgSecret reads the rows of pkg/secret from its source, so that none can be forgotten on either side.
-func TestNackTableIsThatOfPkgSecret(t *testing.T) {
-	want := map[string][]string{"envoyRejects": {}, "clientsReject": {}}
-	for _, row := range nackRows() {
-		switch {
-		case row.pair == nil || row.verdict == agrees:
-		case row.verdict == rejects:
-			want["envoyRejects"] = append(want["envoyRejects"], row.name)
-		default:
-			want["clientsReject"] = append(want["clientsReject"], row.name)
-		}
-	}
-	root, err := testenv.ModuleRoot()
-	must(t, err)
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, "pkg", "secret", "envoy_test.go"), nil, 0)
-	must(t, err)
-	got := map[string][]string{}
-	ast.Inspect(file, func(n ast.Node) bool {
-		if spec, ok := n.(*ast.ValueSpec); ok && len(spec.Values) == 1 && want[spec.Names[0].Name] != nil {
-			got[spec.Names[0].Name] = rowNames(t, spec.Values[0])
-		}
-		return true
-	})
-	for _, table := range slices.Sorted(maps.Keys(want)) {
-		slices.Sort(want[table])
-		slices.Sort(got[table])
-		if diff := cmp.Diff(want[table], got[table]); diff != "" {
-			t.Errorf("%s (-here +pkg/secret):\n%s", table, diff)
-		}
-	}
-}
-
-// rowNames are the values of the field name in the rows of a literal.
-func rowNames(t *testing.T, literal ast.Expr) []string {
-	t.Helper()
-	rows, ok := literal.(*ast.CompositeLit)
-	if !ok {
-		t.Fatalf("%T is no literal of rows", literal)
-	}
-	var names []string
-	for _, element := range rows.Elts {
-		for _, field := range element.(*ast.CompositeLit).Elts {
-			pair, ok := field.(*ast.KeyValueExpr)
-			if !ok || pair.Key.(*ast.Ident).Name != "name" {
-				continue
-			}
-			name, err := strconv.Unquote(pair.Value.(*ast.BasicLit).Value)
-			must(t, err)
-			names = append(names, name)
-		}
-	}
-	return names
 }

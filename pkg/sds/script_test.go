@@ -296,11 +296,14 @@ func (p *player) run(script []byte) {
 			if len(script) < 1 {
 				return
 			}
-			p.allowed = scriptPolicies[int(script[0])%len(scriptPolicies)]
+			before, after := NewPolicy(p.allowed), scriptPolicies[int(script[0])%len(scriptPolicies)]
+			p.allowed = after
 			for name := range p.budget {
-				p.budget[name]++
+				if before.Allowed("canary", name) != NewPolicy(after).Allowed("canary", name) {
+					p.budget[name]++
+				}
 			}
-			p.server.SetPolicy(NewPolicy(p.allowed))
+			p.server.SetPolicy(NewPolicy(after))
 			script = script[1:]
 		default:
 			if len(script) < 2 {

@@ -275,7 +275,7 @@ func TestOtherKindsArePrintedWithoutContent(t *testing.T) {
 		var traces []string
 		for _, part := range s.parts() {
 			traces = append(traces, string(part[:16]), hex.EncodeToString(part[:16]), strings.ToUpper(hex.EncodeToString(part[:16])),
-				strings.Trim(fmt.Sprint(part[:16]), "[]"), base64.StdEncoding.EncodeToString(part)[:20])
+				strings.Trim(fmt.Sprintf("%d", part[:16]), "[]"), base64.StdEncoding.EncodeToString(part)[:20])
 		}
 		type holder struct {
 			hidden Secret

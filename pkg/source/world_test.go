@@ -28,11 +28,14 @@ var (
 // world is a Source on a real store, and a fleet of two groups behind its Sink that takes up what it is given, one group after the other.
 type world struct {
 	*Source
-	t     *testing.T
-	store store.Store
-	log   *lockedBuffer
-	end   context.CancelFunc
-	done  chan error
+	t        *testing.T
+	store    store.Store
+	log      *lockedBuffer
+	registry *prometheus.Registry
+	watch    bool // real files; else in a bubble of synctest, which would wait for such a watch
+	check    func(string) error
+	end      context.CancelFunc
+	done     chan error
 
 	mu      sync.Mutex
 	lag     time.Duration // from one group to the next
@@ -98,8 +101,9 @@ func (w *world) start(c Config) {
 	w.crashed = false
 	w.mu.Unlock()
 	var err error
+	w.registry = prometheus.NewRegistry()
 	w.Source, err = New(Options{
-		Store: w.store, Sink: w, Log: slog.New(slog.NewTextHandler(w.log, nil)), Registerer: prometheus.NewRegistry(),
+		Store: w.store, Sink: w, Log: slog.New(slog.NewTextHandler(w.log, nil)), Registerer: w.registry, CheckPrivate: w.check,
 	}, c)
 	if err != nil {
 		w.t.Fatal(err)
@@ -107,10 +111,14 @@ func (w *world) start(c Config) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(w.t.Context()))
 	w.end, w.done = cancel, make(chan error, 1)
 	w.Load(ctx)
-	go func() { // without a watch of files, for which a bubble of synctest would wait
+	go func(done chan<- error) {
+		if w.watch {
+			done <- w.Run(ctx)
+			return
+		}
 		w.loop(ctx, nil)
-		w.done <- nil
-	}()
+		done <- nil
+	}(w.done)
 	w.t.Cleanup(w.stop)
 }
 

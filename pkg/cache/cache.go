@@ -42,6 +42,7 @@ type Cache struct {
 	groups    map[string]*group                      // guarded by mu; each group has its own lock for its subscribers
 	resources map[string]map[secret.Version]resource // guarded by mu; the versions that groups are at
 	marks     map[string]map[secret.Version]mark     // guarded by mu; see Reencode
+	coverage  coverage                               // guarded by mu; of resources
 	latest    uint64                                 // guarded by mu; the newest snapshot's number
 }
 
@@ -56,6 +57,7 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 	c := &Cache{
 		store: opts.Store, log: opts.Log, groups: map[string]*group{}, resources: map[string]map[secret.Version]resource{},
 		marks:     map[string]map[secret.Version]mark{},
+		coverage:  coverage{},
 		snapshots: snapshots{store: opts.Store, byDigest: map[string]uint64{}},
 	}
 	if err := c.loadVersionKey(ctx); err != nil {

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,7 +20,7 @@ const (
 // no certificate covers has none: what is no host name, and IP addresses, which SNI does not carry (RFC 6066, Section 3). The dot behind a
 // name is no part of it.
 func hostKeys(asked string) (exact, wild string, ok bool) {
-	host := strings.ToLower(strings.TrimSuffix(asked, "."))
+	host := strings.TrimSuffix(asked, ".")
 	if len(host) == 0 || len(host) > maxHost {
 		return "", "", false
 	}
@@ -31,6 +32,7 @@ func hostKeys(asked string) (exact, wild string, ok bool) {
 	if _, err := netip.ParseAddr(host); err == nil {
 		return "", "", false
 	}
+	host = strings.ToLower(host) // ASCII by now
 	if _, rest, more := strings.Cut(host, "."); more {
 		wild = "*." + rest
 	}
@@ -38,80 +40,73 @@ func hostKeys(asked string) (exact, wild string, ok bool) {
 }
 
 func notInHost(r rune) bool {
-	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
-// coverage says which secrets of a group have a DNS name in their certificates: the best one first. It follows the group from snapshot to
-// snapshot, and a move costs the names of the secrets that it changes. The lists are never modified, only replaced.
-type coverage map[string][]string
+// coverage says which versions of secrets, of those that groups are at, have a DNS name in their certificates: the best one first. It is one for
+// all groups, so that its size does not depend on their number; a change costs the names of what it brings into memory and out of it.
+type coverage map[string][]member
 
 // better orders the secrets that cover a name: the one that is called like it, then by name. So the choice depends on the names in the
 // snapshot alone: a renewal never changes it, it is the same in each group and on each replica, and an operator sees it in advance and can
 // change it by naming.
-func better(dnsName string) func(a, b string) int {
-	return func(a, b string) int {
+func better(dnsName string) func(a, b member) int {
+	return func(a, b member) int {
 		switch {
-		case a == b:
-			return 0
-		case a == dnsName:
+		case a.name == b.name:
+			return cmp.Compare(a.version, b.version)
+		case a.name == dnsName:
 			return -1
-		case b == dnsName:
+		case b.name == dnsName:
 			return 1
 		}
-		return cmp.Compare(a, b)
+		return cmp.Compare(a.name, b.name)
 	}
 }
 
-func (c coverage) add(dnsName, secretName string) {
-	list := c[dnsName]
-	if i, found := slices.BinarySearchFunc(list, secretName, better(dnsName)); !found {
-		c[dnsName] = slices.Insert(slices.Clone(list), i, secretName)
+// add takes in a version of a secret.
+func (c coverage) add(m Meta) {
+	for _, dnsName := range dnsNames(m) {
+		one := member{m.Name, m.Version}
+		if i, found := slices.BinarySearchFunc(c[dnsName], one, better(dnsName)); !found {
+			c[dnsName] = slices.Insert(c[dnsName], i, one)
+		}
 	}
 }
 
-func (c coverage) remove(dnsName, secretName string) {
-	list := slices.DeleteFunc(slices.Clone(c[dnsName]), func(name string) bool { return name == secretName })
-	if len(list) == 0 {
-		delete(c, dnsName)
-		return
+// remove takes out a version of a secret.
+func (c coverage) remove(m Meta) {
+	for _, dnsName := range dnsNames(m) {
+		c[dnsName] = slices.DeleteFunc(c[dnsName], func(one member) bool { return one == member{m.Name, m.Version} })
+		if len(c[dnsName]) == 0 {
+			delete(c, dnsName)
+		}
 	}
-	c[dnsName] = list
 }
 
-// dnsNames returns the names that a version of a secret covers, in lower case: none unless it is a TLS certificate that some group is at.
-// The caller holds mu.
-func (c *Cache) dnsNames(name string, version secret.Version) []string {
-	r, ok := c.resources[name][version]
-	if !ok || r.meta.Kind != secret.KindTLSCertificate {
+// dnsNames returns the names that a version covers, in lower case: none unless it is a TLS certificate.
+func dnsNames(m Meta) []string {
+	if m.Kind != secret.KindTLSCertificate {
 		return nil
 	}
-	names := make([]string, len(r.meta.DNSNames))
-	for i, n := range r.meta.DNSNames {
+	names := make([]string, len(m.DNSNames))
+	for i, n := range m.DNSNames {
 		names[i] = strings.ToLower(n)
 	}
 	return names
 }
 
-// cover brings the coverage of a group from one set to another, and returns the DNS names of everything that changed: what was covered by
-// them, or is now. The caller holds mu; the versions of both sets are in memory.
-func (c *Cache) cover(g *group, from *Set, diff map[string]secret.Version) []string {
-	var touched []string
+// touched returns the DNS names of everything that a move changes: what was covered by them, or is now. The caller holds mu; the versions of both
+// sets are in memory.
+func (c *Cache) touched(from *Set, diff map[string]secret.Version) []string {
+	var names []string
 	for name, version := range diff {
-		if before, ok := from.Version(name); ok {
-			names := c.dnsNames(name, before)
-			for _, n := range names {
-				g.coverage.remove(n, name)
-			}
-			touched = append(touched, names...)
-		}
-		names := c.dnsNames(name, version)
-		for _, n := range names {
-			g.coverage.add(n, name)
-		}
-		touched = append(touched, names...)
+		before, _ := from.Version(name)
+		names = append(names, dnsNames(c.resources[name][before].meta)...)
+		names = append(names, dnsNames(c.resources[name][version].meta)...)
 	}
-	slices.Sort(touched)
-	return slices.Compact(touched)
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // Covering returns the certificates that a group serves under a host name that is no secret's own: those with the name itself before those
@@ -131,13 +126,11 @@ func (c *Cache) Covering(groupName, asked string) []*Resource {
 	if _, own := at.Secrets.Version(asked); own {
 		return nil
 	}
-	lists := [2][]string{g.coverage[exact], g.coverage[wild]}
-	found := make([]*Resource, 0, len(lists[0])+len(lists[1]))
-	for _, list := range lists {
-		for _, name := range list {
-			version, _ := at.Secrets.Version(name)
-			if r, ok := c.resources[name][version]; ok {
-				found = append(found, r.Resource)
+	var found []*Resource
+	for _, dnsName := range []string{exact, wild} {
+		for _, m := range c.coverage[dnsName] {
+			if version, _ := at.Secrets.Version(m.name); version == m.version {
+				found = append(found, c.resources[m.name][m.version].Resource)
 			}
 		}
 	}
@@ -153,7 +146,7 @@ func (c *Cache) DNSNames(groupName, name string) []string {
 		return nil
 	}
 	version, _ := g.at().Secrets.Version(name)
-	return c.dnsNames(name, version)
+	return dnsNames(c.resources[name][version].meta)
 }
 
 // Hosts is a set of names that were asked for, found by the DNS names of certificates that cover them. The zero value is empty. It is not
@@ -197,7 +190,7 @@ func (h *Hosts) Remove(asked string) {
 }
 
 // CoveredBy yields the names of the set that a certificate with a DNS name, in lower case, covers.
-func (h *Hosts) CoveredBy(dnsName string) func(yield func(asked string) bool) {
+func (h *Hosts) CoveredBy(dnsName string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for asked := range h.byDNSName[dnsName] {
 			if !yield(asked) {

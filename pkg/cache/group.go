@@ -9,7 +9,6 @@ import (
 type group struct {
 	name     string
 	snapshot atomic.Pointer[Snapshot]
-	coverage coverage // guarded by Cache.mu
 
 	mu          sync.Mutex
 	revision    int64                               // guarded by mu; of its stored record
@@ -19,7 +18,7 @@ type group struct {
 }
 
 func newGroup(name string, at *Snapshot) *group {
-	g := &group{name: name, coverage: coverage{}, subscribers: map[string]map[*Subscriber]struct{}{}}
+	g := &group{name: name, subscribers: map[string]map[*Subscriber]struct{}{}}
 	g.snapshot.Store(at)
 	return g
 }

@@ -23,9 +23,12 @@ import (
 	"github.com/sds-server/sds-server/pkg/store/bbolt"
 )
 
-// newSecret makes a valid pair; each call makes another one.
-func newSecret(t testing.TB, name string) *secret.Secret {
+// newSecret makes a valid pair, for a.example unless other names are given; each call makes another one.
+func newSecret(t testing.TB, name string, dnsNames ...string) *secret.Secret {
 	t.Helper()
+	if len(dnsNames) == 0 {
+		dnsNames = []string{"a.example"}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +38,7 @@ func newSecret(t testing.TB, name string) *secret.Secret {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: serial.Add(serial, big.NewInt(1)), Subject: pkix.Name{CommonName: "a.example"}, DNSNames: []string{"a.example"},
+		SerialNumber: serial.Add(serial, big.NewInt(1)), Subject: pkix.Name{CommonName: "a.example"}, DNSNames: dnsNames,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(90 * 24 * time.Hour), BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

@@ -28,10 +28,7 @@ func (c *Cache) publish(resources []resource, targets []target) {
 	for i, t := range targets {
 		from := t.group.at()
 		diff := from.Secrets.Diff(t.to.Secrets)
-		if c.groups[t.group.name] == nil { // it begins where it is
-			c.cover(t.group, &Set{}, (&Set{}).Diff(from.Secrets))
-		}
-		dnsNames[i] = c.cover(t.group, from.Secrets, diff)
+		dnsNames[i] = c.touched(from.Secrets, diff)
 		for name := range diff {
 			changed[i] = append(changed[i], name)
 			if _, left := from.Secrets.Version(name); left {
@@ -55,12 +52,19 @@ func (c *Cache) keep(res resource) {
 		c.resources[res.Name] = map[secret.Version]resource{}
 	}
 	c.resources[res.Name][res.Version] = res
+	c.coverage.add(res.meta)
 }
 
 // forget drops the encoded versions that no group is at; they stay in the store. The caller holds mu.
 func (c *Cache) forget(names []string) {
 	for _, name := range names {
-		maps.DeleteFunc(c.resources[name], func(version secret.Version, _ resource) bool { return !c.inUse(name, version) })
+		maps.DeleteFunc(c.resources[name], func(version secret.Version, res resource) bool {
+			unused := !c.inUse(name, version)
+			if unused {
+				c.coverage.remove(res.meta)
+			}
+			return unused
+		})
 		if len(c.resources[name]) == 0 {
 			delete(c.resources, name)
 		}

@@ -58,7 +58,9 @@ func (st *stream) misled(ctx context.Context, f flight, sub *subscription, messa
 	if f.resource == nil || !st.protocol.delta() || !st.envoy || !strings.Contains(message, wildcardRejection) {
 		return false, nil
 	}
-	st.log.InfoContext(ctx, "secret rejected because of a client that asked for *", "secret", f.resource.Name, "asked", f.name)
+	if st.server.refusals.allow(time.Now()) { // the client may be quick
+		st.log.InfoContext(ctx, "secret rejected because of a client that asked for *", "secret", f.resource.Name, "asked", f.name)
+	}
 	st.server.metrics.denied.WithLabelValues(errWildcard.reason).Inc()
 	st.pace.charge(time.Now(), 1.0/misledPerSecond)
 	if sub != nil {

@@ -2,6 +2,7 @@ package sds
 
 import (
 	"cmp"
+	"container/list"
 	"sync"
 	"time"
 )
@@ -20,7 +21,8 @@ const (
 
 // Limits bound what one peer can cost. Zero means the default. A peer is an authenticated identity.
 type Limits struct {
-	// StreamsPerPeer is how many streams one identity may have open. Default 20,000: an Envoy opens one for each secret.
+	// StreamsPerPeer is how many streams one identity may have open. Default 20,000: an Envoy opens one for each secret. At the limit, one
+	// without any secret ends for a new one.
 	StreamsPerPeer int
 	// NamesPerStream is how many names one stream may subscribe to. Default 20,000.
 	NamesPerStream int
@@ -117,7 +119,8 @@ func (l *lockedBucket) allow(now time.Time) bool {
 	return l.b.take(now)
 }
 
-// admission counts the streams of each peer.
+// admission counts the streams of each peer. Without ADS an on-demand Envoy opens a stream for each name that its clients send as SNI. So at
+// the limit a stream without any secret makes room for a new one, the oldest first: names that do not exist cannot lock out real ones.
 type admission struct {
 	limits Limits
 
@@ -128,10 +131,18 @@ type admission struct {
 type admitted struct {
 	streams int
 	rate    bucket
+	idle    list.List // of *slot: streams without a secret
 }
 
-// admit lets one more stream in, or says which limit it meets. Each admitted stream needs a release.
-func (a *admission) admit(peer string, now time.Time) error {
+// slot is the place of one stream.
+type slot struct {
+	peer    *admitted
+	idle    *list.Element // nil: it has a secret, or makes room
+	evicted chan struct{} // closed when it has to make room
+}
+
+// admit lets one more stream in, which has no secret yet, or says which limit it meets. Each slot needs a release.
+func (a *admission) admit(peer string, now time.Time) (*slot, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := a.peers[peer]
@@ -141,19 +152,60 @@ func (a *admission) admit(peer string, now time.Time) error {
 		a.peers[peer] = p
 	}
 	if !p.rate.take(now) {
-		return errStreamRate
+		return nil, errStreamRate
 	}
 	if p.streams >= a.limits.StreamsPerPeer {
-		return errStreams
+		oldest := p.idle.Front()
+		if oldest == nil {
+			return nil, errStreams
+		}
+		if s, ok := p.idle.Remove(oldest).(*slot); ok {
+			s.idle = nil
+			p.streams--
+			close(s.evicted)
+		}
 	}
 	p.streams++
-	return nil
+	s := &slot{peer: p, evicted: make(chan struct{})}
+	s.idle = p.idle.PushBack(s)
+	return s, nil
 }
 
-func (a *admission) release(peer string) {
+// setIdle notes whether the stream has no secret.
+func (a *admission) setIdle(s *slot, idle bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.peers[peer].streams--
+	if s.isEvicted() || idle == (s.idle != nil) {
+		return
+	}
+	if !idle {
+		s.peer.idle.Remove(s.idle)
+		s.idle = nil
+		return
+	}
+	s.idle = s.peer.idle.PushBack(s)
+}
+
+// release gives the slot back.
+func (a *admission) release(s *slot) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s.isEvicted() { // it has made room already
+		return
+	}
+	if s.idle != nil {
+		s.peer.idle.Remove(s.idle)
+	}
+	s.peer.streams--
+}
+
+func (s *slot) isEvicted() bool {
+	select {
+	case <-s.evicted:
+		return true
+	default:
+		return false
+	}
 }
 
 // sweep forgets peers whose allowance is full again. The caller holds mu.

@@ -22,15 +22,66 @@ func (f *fleet) denied(t *testing.T, reason string, want float64) {
 func TestStreamsOfOneIdentityAreBounded(t *testing.T) {
 	both(t, func(t *testing.T, protocol Protocol) {
 		f := newFleet(t, Limits{StreamsPerPeer: 2})
-		first := f.envoy(t, protocol, "edge-1")
-		f.envoy(t, protocol, "edge-1")
-		synctest.Wait()
+		f.rotate(t, "canary", "real")
+		open := func() *envoy {
+			e := f.envoy(t, protocol, "edge-1")
+			e.subscribe("real")
+			e.expect("real")
+			synctest.Wait()
+			return e
+		}
+		first := open()
+		open()
 		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
 		f.denied(t, "streams", 1)
 		first.leave()
 		e := f.envoy(t, protocol, "edge-1")
 		e.subscribe("a")
 		e.expectRemoved("a")
+	})
+}
+
+// Without ADS each name is a stream: those of names that do not exist must not take the place of real ones.
+func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{StreamsPerPeer: 5})
+		f.rotate(t, "canary", "real", "late")
+		open := func(name string) *envoy {
+			e := f.envoy(t, protocol, "edge-1")
+			e.subscribe(name)
+			return e
+		}
+		var unknown []*envoy
+		real := open("real")
+		real.expect("real")
+		for i := range 4 {
+			unknown = append(unknown, open(fmt.Sprintf("unknown-%d", i)))
+			unknown[i].expectRemoved(fmt.Sprintf("unknown-%d", i))
+		}
+		synctest.Wait()
+		late := open("late") // all places are taken
+		late.expect("late")
+		unknown[0].refused(codes.ResourceExhausted)
+		for range 20 { // a flood
+			open("flood")
+			synctest.Wait()
+		}
+		f.rotate(t, "canary", "real")
+		real.expect("real")
+		f.rotate(t, "canary", "late")
+		late.expect("late")
+		f.denied(t, "streams", 21)
+		// What had a secret and lost it makes room, too.
+		f.move(t, "canary", "late", "")
+		if protocol.delta() {
+			late.expectRemoved("late")
+			for range 4 {
+				open("flood")
+				synctest.Wait()
+			}
+			late.refused(codes.ResourceExhausted)
+		}
+		real.silent()
 	})
 }
 
@@ -55,13 +106,16 @@ func TestDefaultsLetAnEnvoyWithThousandsOfSecretsStart(t *testing.T) {
 	a := admission{limits: Limits{}.withDefaults(), peers: map[string]*admitted{}}
 	now := time.Now()
 	for range 2 {
+		var slots []*slot
 		for i := range 10_000 {
-			if err := a.admit("edge-1", now); err != nil {
+			s, err := a.admit("edge-1", now)
+			if err != nil {
 				t.Fatalf("stream %d: %v", i, err)
 			}
+			slots = append(slots, s)
 		}
-		for range 10_000 {
-			a.release("edge-1")
+		for _, s := range slots {
+			a.release(s)
 		}
 	}
 }
@@ -72,10 +126,11 @@ func TestIdlePeersAreForgottenOnlyWithAFullAllowance(t *testing.T) {
 	for i := range maxPeers {
 		peer := fmt.Sprint(i)
 		for range 3 {
-			if err := a.admit(peer, now); err != nil {
+			s, err := a.admit(peer, now)
+			if err != nil {
 				t.Fatal(err)
 			}
-			a.release(peer)
+			a.release(s)
 		}
 	}
 	for after, want := range map[time.Duration]int{2 * time.Second: maxPeers + 1, 4 * time.Second: 1} {
@@ -83,7 +138,7 @@ func TestIdlePeersAreForgottenOnlyWithAFullAllowance(t *testing.T) {
 		for key, p := range a.peers {
 			b.peers[key] = &admitted{rate: p.rate}
 		}
-		if err := b.admit("new", now.Add(after)); err != nil {
+		if _, err := b.admit("new", now.Add(after)); err != nil {
 			t.Fatal(err)
 		}
 		if got := len(b.peers); got != want {
@@ -215,15 +270,16 @@ func TestAcknowledgementsAreNotSlowed(t *testing.T) {
 func TestIdlePeersAreForgotten(t *testing.T) {
 	a := &admission{limits: Limits{}.withDefaults(), peers: map[string]*admitted{}}
 	now := time.Now()
-	if err := a.admit("stays", now); err != nil {
+	if _, err := a.admit("stays", now); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 * maxPeers {
 		peer := fmt.Sprint(i)
-		if err := a.admit(peer, now.Add(time.Duration(i)*time.Second)); err != nil {
+		s, err := a.admit(peer, now.Add(time.Duration(i)*time.Second))
+		if err != nil {
 			t.Fatal(err)
 		}
-		a.release(peer)
+		a.release(s)
 	}
 	if len(a.peers) > maxPeers+1 || a.peers["stays"] == nil {
 		t.Errorf("%d peers are remembered, want at most %d, the one with a stream among them", len(a.peers), maxPeers+1)

@@ -23,6 +23,8 @@ type stream struct {
 	peer     Peer
 	draining <-chan struct{}
 	log      *slog.Logger
+	slot     *slot
+	idle     bool // as the slot knows it
 
 	rights  *rights
 	cluster string // of the node
@@ -71,12 +73,13 @@ func (s *service) admit(ctx context.Context, out grpc.ServerStream, peer Peer, p
 	if _, err := rights.policy.grants(peer); err != nil {
 		return err
 	}
-	if err := server.admission.admit(peer.key(), time.Now()); err != nil {
+	slot, err := server.admission.admit(peer.key(), time.Now())
+	if err != nil {
 		return err
 	}
-	defer server.admission.release(peer.key())
+	defer server.admission.release(slot)
 	st := &stream{
-		server: server, out: out, protocol: protocol, peer: peer, draining: s.draining, rights: rights, log: server.log,
+		server: server, slot: slot, idle: true, out: out, protocol: protocol, peer: peer, draining: s.draining, rights: rights, log: server.log,
 		names: map[string]*subscription{}, window: window{limit: windowResponses}, pace: newBucket(server.limits.RequestsPerStreamPerSecond, 0),
 	}
 	defer st.close()
@@ -120,6 +123,7 @@ func (st *stream) run(ctx context.Context, requests <-chan incoming) error {
 		if err := st.flush(ctx); err != nil {
 			return err
 		}
+		st.noteIdle()
 		in, resume, stop := requests, (<-chan time.Time)(nil), func() bool { return false }
 		if wait := st.pace.wait(time.Now()); wait > 0 { // leaves the request where it is: the Envoy is slowed down by flow control
 			t := time.NewTimer(wait)
@@ -131,6 +135,8 @@ func (st *stream) run(ctx context.Context, requests <-chan incoming) error {
 			err = ctx.Err()
 		case <-st.draining:
 			err = errDraining
+		case <-st.slot.evicted:
+			err = errStreams
 		case <-st.rights.replaced:
 			err = st.recheck()
 		case <-expiry:
@@ -147,6 +153,20 @@ func (st *stream) run(ctx context.Context, requests <-chan incoming) error {
 		if err != nil {
 			return err
 		}
+	}
+}
+
+// noteIdle tells whether the stream has no secret. A stream with several names is one for all of a node, and counts as if it had.
+func (st *stream) noteIdle() {
+	idle := len(st.names) <= 1
+	if idle {
+		for _, sub := range st.names {
+			idle = sub.sent == "" && !sub.keeps
+		}
+	}
+	if idle != st.idle {
+		st.idle = idle
+		st.server.admission.setIdle(st.slot, idle)
 	}
 }
 

@@ -67,7 +67,7 @@ func clientsAreJudged(e *tableEdge, host string) error {
 		leaf := issuer.middle.leaf(e, "client.example", key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
 		config := serverConfig(host)
 		config.Certificates = []tls.Certificate{{Certificate: [][]byte{leaf.Raw, issuer.middle.cert.Raw}, PrivateKey: key}}
-		_, err := session(e.Context(), e.https, config) // in TLS 1.3 the handshake alone succeeds before the server has judged
+		_, err := resumes(e.Context(), e.https, config) // in TLS 1.3 the handshake alone succeeds before the server has judged
 		return err
 	}
 	if err := client(e.pki); err != nil {
@@ -84,11 +84,11 @@ func clientsAreJudged(e *tableEdge, host string) error {
 func sessionOutlivesRenewal(e *tableEdge, host string) error {
 	config := serverConfig(host)
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	if _, err := session(e.Context(), e.https, config); err != nil {
+	if _, err := resumes(e.Context(), e.https, config); err != nil {
 		return err
 	}
 	e.serves(host, e.renew(host))
-	resumed, err := session(e.Context(), e.https, config)
+	resumed, err := resumes(e.Context(), e.https, config)
 	if err == nil && !resumed {
 		err = errors.New("the session was not resumed after the renewal")
 	}
@@ -99,8 +99,8 @@ func serverConfig(host string) *tls.Config {
 	return &tls.Config{ServerName: host, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}
 }
 
-// session makes one request, after which all tickets have come, and reports whether the session was resumed.
-func session(ctx context.Context, address string, config *tls.Config) (resumed bool, err error) {
+// resumes makes one request, after which all tickets have come, and reports whether the session was resumed.
+func resumes(ctx context.Context, address string, config *tls.Config) (resumed bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)

@@ -75,6 +75,7 @@ func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
 		f.move(t, "canary", "late", "")
 		if protocol.delta() {
 			late.expectRemoved("late")
+			synctest.Wait() // until its place is known to be free
 			for range 4 {
 				open("flood")
 				synctest.Wait()

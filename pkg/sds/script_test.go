@@ -386,7 +386,8 @@ func (p *player) expect(r *request) {
 		name := p.names[i]
 		if r.nack {
 			p.budget[name]++ // what it acknowledged on an earlier stream
-			if v := p.sent[i]; v != "" && !p.dropped[name] {
+			misled := strings.Contains(r.message, wildcardRejection) // says nothing of the secret
+			if v := p.sent[i]; v != "" && !p.dropped[name] && !misled {
 				if p.nacked[name] == nil {
 					p.nacked[name] = map[secret.Version]bool{}
 				}
@@ -401,6 +402,9 @@ func (p *player) expect(r *request) {
 				}
 			}
 		}
+	}
+	if p.protocol.delta() {
+		p.budget[wildcard]++ // what an Envoy made of a client's SNI is ended, by a response without a secret
 	}
 	for _, name := range r.unsubscribe {
 		p.dropped[name] = true

@@ -178,18 +178,18 @@ func TestSessionTicketKeysAreSwappedLive(t *testing.T) {
 	push(ticketKeys(t, name+".kind", first))
 	config := serverConfig(name)
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	_, err := session(t.Context(), e.https, config)
+	_, err := resumes(t.Context(), e.https, config)
 	must(t, err)
 	push(ticketKeys(t, name+".kind", second, first))
 	e.serves(name, e.renew(name))
-	resumed, err := session(t.Context(), e.https, config)
+	resumed, err := resumes(t.Context(), e.https, config)
 	must(t, err)
 	if !resumed {
 		t.Error("the session was not resumed under a ring that has its key as the second")
 	}
 	push(ticketKeys(t, name+".kind", third))
 	e.serves(name, e.renew(name))
-	resumed, err = session(t.Context(), e.https, config)
+	resumed, err = resumes(t.Context(), e.https, config)
 	must(t, err)
 	if resumed {
 		t.Error("the session was resumed under a ring without its key")

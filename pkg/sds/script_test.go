@@ -239,7 +239,9 @@ func (st *stage) play(t *testing.T, protocol Protocol, script []byte) {
 	p.run(script)
 	cancel()
 	if !p.over {
-		<-ended
+		if err := <-ended; status.Code(err) != codes.Canceled {
+			t.Errorf("stream ended: %v, want it open until the peer left", err)
+		}
 	}
 	server.readers.Wait()
 	for _, n := range server.Nodes() {

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -248,7 +249,7 @@ func TestClientsFailWithMoreCANamesThanAreAccepted(t *testing.T) {
 }
 
 // TestExpiredCertificateOfACAStandsBehindItsNewOne is why pkg/secret sorts and keeps expired certificates: a CA that has renewed its own certificate under the
-// same name and key is found by its new one.
+// same name and key is found by its new one. In the other order, or behind a certificate that begins later, nobody is let in.
 func TestExpiredCertificateOfACAStandsBehindItsNewOne(t *testing.T) {
 	env := testenv.NewT(t)
 	f, address := startSecretFiles(t, env, goodRecords(t))
@@ -256,7 +257,9 @@ func TestExpiredCertificateOfACAStandsBehindItsNewOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	older, newer := selfSigned(t, "CA", key, time.Now().Add(-time.Hour)), selfSigned(t, "CA", key, time.Now().Add(time.Hour))
+	life := time.Hour
+	older, newer := selfSigned(t, "CA", key, time.Now().Add(-life)), selfSigned(t, "CA", key, time.Now().Add(life))
+	next := selfSigned(t, "CA", key, time.Now().Add(100*life))
 	s, err := secret.ParseValidationContext("ca", older, newer)
 	if err != nil {
 		t.Fatal(err)
@@ -283,7 +286,7 @@ func TestExpiredCertificateOfACAStandsBehindItsNewOne(t *testing.T) {
 	for i, row := range []struct {
 		bundle []byte
 		works  bool
-	}{{older, false}, {s.ChainPEM(), true}} {
+	}{{older, false}, {s.ChainPEM(), true}, {slices.Concat(older, newer), false}, {slices.Concat(next, newer), false}} {
 		f.put("ca", marked(t, caRecord(row.bundle), ""))
 		f.judged("ca", int64(i+2), 0)
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address, http.NoBody)

@@ -2,11 +2,21 @@ package cache
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"math/big"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -59,6 +69,39 @@ type secretFiles struct {
 	t    *testing.T
 	dir  string
 	sent int
+}
+
+// startSecretFiles starts an Envoy with these secrets, and returns the address of its listener, too.
+func startSecretFiles(t *testing.T, env *testenv.T, records map[string]record) (f *secretFiles, address string) {
+	t.Helper()
+	f = &secretFiles{t: t, dir: env.Dir}
+	for name, r := range records {
+		f.put(name, marked(t, r, ""))
+	}
+	port := env.Port()
+	f.Envoy = env.Envoy(testenv.EnvoyOptions{Config: fmt.Appendf(nil, kindsEnvoy, port, env.Dir)})
+	if err := f.WaitReady(env.Ready()); err != nil {
+		t.Fatal(err)
+	}
+	return f, fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// goodRecords are a good secret of each kind.
+func goodRecords(t *testing.T) map[string]record {
+	t.Helper()
+	pair := newSecret(t, "pair")
+	ticket := make([]byte, secret.TicketKeySize)
+	rand.Read(ticket) // never fails
+	return map[string]record{
+		"pair":    {Meta: Meta{Kind: secret.KindTLSCertificate, ChainPEM: string(pair.ChainPEM())}, KeyPEM: string(pair.KeyPEM())},
+		"ca":      caRecord(newCA(t)),
+		"tickets": {Meta: Meta{Kind: secret.KindSessionTicketKeys}, TicketKeys: [][]byte{ticket}},
+		"token":   {Meta: Meta{Kind: secret.KindGenericSecret}, Generic: []byte("token")},
+	}
+}
+
+func caRecord(bundle []byte) record {
+	return record{Meta: Meta{Kind: secret.KindValidationContext, ChainPEM: string(bundle)}}
 }
 
 // put writes a secret in one step.
@@ -121,15 +164,8 @@ func marked(t *testing.T, r record, m mark) *tlsv3.Secret {
 // judges them anew. And what is good is as good with a mark.
 func TestEnvoyTakesMarkedBytesForAnotherSecret(t *testing.T) {
 	env := testenv.NewT(t)
-	pair := newSecret(t, "pair")
-	ticket := make([]byte, secret.TicketKeySize)
-	rand.Read(ticket) // never fails
-	good := map[string]record{
-		"pair":    {Meta: Meta{Kind: secret.KindTLSCertificate, ChainPEM: string(pair.ChainPEM())}, KeyPEM: string(pair.KeyPEM())},
-		"ca":      {Meta: Meta{Kind: secret.KindValidationContext, ChainPEM: string(pair.ChainPEM())}},
-		"tickets": {Meta: Meta{Kind: secret.KindSessionTicketKeys}, TicketKeys: [][]byte{ticket}},
-		"token":   {Meta: Meta{Kind: secret.KindGenericSecret}, Generic: []byte("token")},
-	}
+	good := goodRecords(t)
+	ticket := good["tickets"].TicketKeys[0]
 	missing := filepath.Join(env.Dir, "missing")
 	bad := map[string]func(mark) *tlsv3.Secret{
 		"pair": func(m mark) *tlsv3.Secret {
@@ -153,14 +189,7 @@ func TestEnvoyTakesMarkedBytesForAnotherSecret(t *testing.T) {
 			return s
 		},
 	}
-	f := &secretFiles{t: t, dir: env.Dir}
-	for name, r := range good {
-		f.put(name, marked(t, r, ""))
-	}
-	f.Envoy = env.Envoy(testenv.EnvoyOptions{Config: fmt.Appendf(nil, kindsEnvoy, env.Port(), env.Dir)})
-	if err := f.WaitReady(env.Ready()); err != nil {
-		t.Fatal(err)
-	}
+	f, _ := startSecretFiles(t, env, good)
 	for name := range good {
 		f.judged(name, 1, 0)
 		refused := bad[name]("")
@@ -178,5 +207,98 @@ func TestEnvoyTakesMarkedBytesForAnotherSecret(t *testing.T) {
 		}
 		f.put(name, marked(t, good[name], newMark()))
 		f.judged(name, accepted+1, rejected+2)
+	}
+}
+
+// TestClientsFailWithMoreCANamesThanAreAccepted is why pkg/secret bounds the names of CAs: Envoy accepts the secret, and then no handshake works any more,
+// not even of clients without a certificate. The largest bundle that pkg/secret accepts works.
+func TestClientsFailWithMoreCANamesThanAreAccepted(t *testing.T) {
+	env := testenv.NewT(t)
+	f, address := startSecretFiles(t, env, goodRecords(t))
+	var bundle, accepted []byte
+	for {
+		bundle = append(bundle, newCANamed(t, strings.Repeat("x", 200))...)
+		s, err := secret.ParseValidationContext("ca", bundle)
+		if err != nil {
+			if rules := secret.Rules(err); len(rules) != 1 || rules[0] != secret.RuleCANamesTooLarge {
+				t.Fatalf("got %v, want too many names", err)
+			}
+			break
+		}
+		accepted = s.ChainPEM()
+	}
+	for range 3 { // over what the bound leaves room for
+		bundle = append(bundle, newCANamed(t, strings.Repeat("x", 200))...)
+	}
+	handshake := func(version uint16) error {
+		_, _, err := testenv.HandshakeConfig(t.Context(), address, &tls.Config{InsecureSkipVerify: true, MinVersion: version, MaxVersion: version})
+		return err
+	}
+	for i, row := range []struct {
+		bundle []byte
+		works  bool
+	}{{accepted, true}, {bundle, false}} {
+		f.put("ca", marked(t, caRecord(row.bundle), ""))
+		f.judged("ca", int64(i+2), 0)
+		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+			if err := handshake(version); (err == nil) != row.works {
+				t.Errorf("%d bytes, %s: %v, want that it works: %v", len(row.bundle), tls.VersionName(version), err, row.works)
+			}
+		}
+	}
+}
+
+// TestExpiredCertificateOfACAStandsBehindItsNewOne is why pkg/secret sorts and keeps expired certificates: a CA that has renewed its own certificate under the
+// same name and key is found by its new one. In the other order, or behind a certificate that begins later, nobody is let in.
+func TestExpiredCertificateOfACAStandsBehindItsNewOne(t *testing.T) {
+	env := testenv.NewT(t)
+	f, address := startSecretFiles(t, env, goodRecords(t))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	life := time.Hour
+	older, newer := selfSigned(t, "CA", key, time.Now().Add(-life)), selfSigned(t, "CA", key, time.Now().Add(life))
+	next := selfSigned(t, "CA", key, time.Now().Add(100*life))
+	s, err := secret.ParseValidationContext("ca", older, newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Validate(time.Now(), secret.Expectation{}); err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(newer)
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Minute),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+		InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	}}}
+	for i, row := range []struct {
+		bundle []byte
+		works  bool
+	}{{older, false}, {s.ChainPEM(), true}, {slices.Concat(older, newer), false}, {slices.Concat(next, newer), false}} {
+		f.put("ca", marked(t, caRecord(row.bundle), ""))
+		f.judged("ca", int64(i+2), 0)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		if (err == nil) != row.works {
+			t.Errorf("bundle %d: %v, want that it works: %v", i, err, row.works)
+		}
 	}
 }

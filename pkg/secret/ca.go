@@ -86,7 +86,7 @@ func parseCAs(text []byte, p *problems) []*x509.Certificate {
 }
 
 // sortCAs puts the certificates into the one canonical order: the one that ends last is first. Where a CA has renewed its own
-// certificate under the same name and key, a verifier that takes the first of that name takes the newer one.
+// certificate under the same name and key, Envoy takes the first of them, and if that has expired refuses every client.
 func sortCAs(all []*x509.Certificate) []*x509.Certificate {
 	return slices.SortedFunc(slices.Values(all), func(a, b *x509.Certificate) int {
 		return cmp.Or(b.NotAfter.Compare(a.NotAfter), bytes.Compare(a.Raw, b.Raw))
@@ -119,7 +119,8 @@ func checkCAs(all []*x509.Certificate, p *problems) {
 	}
 }
 
-// checkSomeCA wants one CA certificate of a validation context that is valid at now.
+// checkSomeCA wants one CA certificate of a validation context that is valid at now, and none that is not yet valid before one of the
+// same CA that is: see sortCAs.
 func (s *Secret) checkSomeCA(now time.Time, p *problems) {
 	if s.kind != KindValidationContext {
 		return
@@ -127,6 +128,14 @@ func (s *Secret) checkSomeCA(now time.Time, p *problems) {
 	valid := func(c *x509.Certificate) bool { return !now.Before(c.NotBefore) && !now.After(c.NotAfter) }
 	if !slices.ContainsFunc(s.content().chain, valid) {
 		p.add(RuleNoValidCA, "CA certificates: none is valid now, between %s and %s", stamp(s.NotBefore()), stamp(s.NotAfter()))
+	}
+	for i, c := range s.content().chain {
+		hides := func(other *x509.Certificate) bool {
+			return valid(other) && bytes.Equal(other.RawSubject, c.RawSubject) && bytes.Equal(other.RawSubjectPublicKeyInfo, c.RawSubjectPublicKeyInfo)
+		}
+		if now.Before(c.NotBefore) && slices.ContainsFunc(s.content().chain[i+1:], hides) {
+			p.add(RuleCANotYetValid, "CA certificates: %s is valid only from %s, and would hide the one of the same CA that is valid now", p.describe(c), stamp(c.NotBefore))
+		}
 	}
 }
 

@@ -118,6 +118,10 @@ var caRules = []otherRefusal{
 		return ca(chainText(long.cert))
 	}, []Rule{RuleCANamesTooLarge}},
 	{"all expired", func(_ *testing.T, w *world) (*Secret, error) { return ca(chainText(w.oldRoot.cert)) }, []Rule{RuleNoValidCA}},
+	{"the next certificate of the same CA", func(t *testing.T, w *world) (*Secret, error) {
+		next := newRootWithKey(t, "Root", w.root.key, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(time.Hour), begin.AddDate(9, 0, 0) })
+		return ca(chainText(w.root.cert, next.cert))
+	}, []Rule{RuleCANotYetValid}},
 	{"all later", func(t *testing.T, _ *world) (*Secret, error) {
 		return ca(chainText(newRoot(t, "Later", func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) }).cert))
 	}, []Rule{RuleNoValidCA}},
@@ -213,6 +217,16 @@ func TestExpiredCAAmongValidOnesStays(t *testing.T) {
 	}
 	if got := s.NextCAEnd(w.root.cert.NotAfter); !got.IsZero() {
 		t.Errorf("next end after the last: got %v, want none", got)
+	}
+}
+
+func TestLaterCAThatHidesNoneIsAccepted(t *testing.T) {
+	w := newWorld(t)
+	later := func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(time.Hour), begin.AddDate(9, 0, 0) }
+	for name, next := range map[string]authority{"another CA": newRoot(t, "Next", later), "another key": newRoot(t, "Root", later)} {
+		if err := mustCA(t, chainText(w.root.cert, next.cert)).Validate(now, Expectation{}); err != nil {
+			t.Errorf("%s: got %v, want no error", name, err)
+		}
 	}
 }
 

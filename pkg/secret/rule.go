@@ -39,6 +39,7 @@ const (
 	RuleNotCA           Rule = "not_ca"             // a certificate that may not issue others
 	RuleCANamesTooLarge Rule = "ca_names_too_large" // more names than fit into a TLS handshake
 	RuleNoValidCA       Rule = "no_valid_ca"        // all of them have expired, or begin later
+	RuleCANotYetValid   Rule = "ca_not_yet_valid"   // the next certificate of a CA, which would hide the one in force
 )
 
 // The rules of session ticket keys and of generic secrets.
@@ -121,6 +122,7 @@ var hints = map[Rule]string{
 	RuleKeyInCA:         "take the private key out, and replace it: every Envoy would have got it",
 	RuleNotCA:           "give the certificate of the CA that issued it (basicConstraints=CA:TRUE, keyUsage with keyCertSign)",
 	RuleCANamesTooLarge: "keep only the CAs whose certificates are to be accepted",
+	RuleCANotYetValid:   "add it when it begins; until then the one in force is enough",
 	RuleNoValidCA:       "check this machine's clock, or give the CA certificates that are in force now",
 
 	RuleEmptyTicketKeys:    "give at least one key: openssl rand 80",

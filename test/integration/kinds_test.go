@@ -151,7 +151,7 @@ func startKinds(t *testing.T, manual bool, extra string) *kinds {
 	t.Helper()
 	k := &kinds{T: testenv.NewT(t), ca: newTestAuthority(t), serial: map[string]string{}, port: map[string]map[string]int{}, manual: manual, extra: extra}
 	k.http = k.Address()
-	_, err := k.run("init", "--dir", k.Dir)
+	_, err := k.run(k.Context(), "init", "--dir", k.Dir)
 	must(t, err)
 	k.configure()
 	k.server = k.Process(testenv.ProcessOptions{Name: "sds-server", Path: binary(t), Args: []string{"serve", "-c", k.file("sds-server.yaml")}})
@@ -194,8 +194,8 @@ func (k *kinds) write(name string, data []byte) {
 	must(k, os.Rename(k.file(name+".new"), k.file(name)))
 }
 
-func (k *kinds) run(args ...string) (string, error) {
-	cmd := exec.CommandContext(k.Context(), binary(k), append(args, "-c", k.file("sds-server.yaml"))...)
+func (k *kinds) run(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, binary(k), append(args, "-c", k.file("sds-server.yaml"))...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
@@ -213,7 +213,7 @@ func (k *kinds) renew(name string, key crypto.Signer) {
 	must(k, err)
 	k.write(name+".crt", chain)
 	k.write(name+".key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	_, err = k.run("secrets", "import", name, "--chain", k.file(name+".crt"), "--key", k.file(name+".key"))
+	_, err = k.run(k.Context(), "secrets", "import", name, "--chain", k.file(name+".crt"), "--key", k.file(name+".key"))
 	must(k, err)
 	k.serial[name] = serial
 }
@@ -223,8 +223,8 @@ func (k *kinds) address(group, listener string) string {
 }
 
 // secret is the status of one secret.
-func (k *kinds) secret(name string) (admin.SecretStatus, error) {
-	out, err := k.run("status", "-o", "json")
+func (k *kinds) secret(ctx context.Context, name string) (admin.SecretStatus, error) {
+	out, err := k.run(ctx, "status", "-o", "json")
 	if err != nil {
 		return admin.SecretStatus{}, err
 	}
@@ -455,8 +455,8 @@ func TestCAIsReplacedWithAnOverlap(t *testing.T) {
 		}
 	}
 	mounted.swap([]byte("junk")) // changes nothing
-	k.eventually(func(context.Context) error {
-		st, err := k.secret("corp-ca")
+	k.eventually(func(ctx context.Context) error {
+		st, err := k.secret(ctx, "corp-ca")
 		if err == nil && (st.State != "failing" || st.Error == nil || st.Version == nil) {
 			err = fmt.Errorf("status %+v, want failing", st)
 		}
@@ -623,8 +623,8 @@ func (k *kinds) rotate(ring func(string, int) string, keep int, check func(step 
 	}
 	k.promote()
 	k.await("ok", func(v map[string]string) bool { return v["canary"] == v["production"] })
-	k.eventually(func(context.Context) error { // and has ACKed
-		out, err := k.run("rollout", "status", "-o", "json")
+	k.eventually(func(ctx context.Context) error { // and has ACKed
+		out, err := k.run(ctx, "rollout", "status", "-o", "json")
 		if err == nil && !strings.Contains(out, `"rollouts": []`) {
 			err = fmt.Errorf("rollouts under way: %s", out)
 		}
@@ -636,8 +636,12 @@ func (k *kinds) rotate(ring func(string, int) string, keep int, check func(step 
 // versions are those of the ring, by group.
 func (k *kinds) versions() map[string]string {
 	k.Helper()
-	st, err := k.secret("tickets")
+	st, err := k.secret(k.Context(), "tickets")
 	must(k, err)
+	return versionsOf(st)
+}
+
+func versionsOf(st admin.SecretStatus) map[string]string {
 	out := map[string]string{}
 	for _, g := range st.Groups {
 		if g.Version != nil {
@@ -650,12 +654,12 @@ func (k *kinds) versions() map[string]string {
 // await waits until the ring is in a state, its groups are at versions as they are wanted, and the nodes have ACKed them.
 func (k *kinds) await(state string, at func(map[string]string) bool) {
 	k.Helper()
-	k.eventually(func(context.Context) error {
-		st, err := k.secret("tickets")
+	k.eventually(func(ctx context.Context) error {
+		st, err := k.secret(ctx, "tickets")
 		if err != nil {
 			return err
 		}
-		out, err := k.run("status", "-o", "json")
+		out, err := k.run(ctx, "status", "-o", "json")
 		if err != nil {
 			return err
 		}
@@ -668,7 +672,7 @@ func (k *kinds) await(state string, at func(map[string]string) bool) {
 				return fmt.Errorf("group %+v is not synced", g)
 			}
 		}
-		if v := k.versions(); st.State != state || !at(v) {
+		if v := versionsOf(st); st.State != state || !at(v) {
 			return fmt.Errorf("state %s at %v, want %s", st.State, v, state)
 		}
 		return nil
@@ -677,8 +681,8 @@ func (k *kinds) await(state string, at func(map[string]string) bool) {
 
 func (k *kinds) promote() {
 	k.Helper()
-	k.eventually(func(context.Context) error {
-		out, err := k.run("promote", "--group", "production")
+	k.eventually(func(ctx context.Context) error {
+		out, err := k.run(ctx, "promote", "--group", "production")
 		if err == nil && !strings.Contains(out, "promoted") {
 			err = fmt.Errorf("promote said %q", out)
 		}

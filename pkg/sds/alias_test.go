@@ -333,6 +333,32 @@ func TestRejectedFirstCertificateOfAnAliasIsRemoved(t *testing.T) {
 	})
 }
 
+// What a node rejected under a secret's own name is not sent to it under an alias either, and the other way round.
+func TestRejectedVersionIsSentUnderNoOtherName(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("wild")
+		good := e.expect("wild").chain
+		f.certify(t, "canary", "wild", "*.a.example")
+		e.nack(e.next(), "bad")
+		e.silent()
+		e.subscribe("1.a.example")
+		if a := e.expect("1.a.example"); a.chain != good {
+			t.Error("the alias is not what was acknowledged under the secret's own name")
+		}
+		e.silent()
+		f.certify(t, "canary", "second", "*.b.example")
+		e.subscribe("1.b.example")
+		e.nack(e.next(), "bad")
+		e.expectRemoved("1.b.example")
+		e.subscribe("second")
+		e.expectRemoved("second")
+		e.silent()
+	})
+}
+
 func TestEnvoyThatHasSomethingIsNotRevokedByARejectedVersion(t *testing.T) {
 	for _, protocol := range []Protocol{Delta, ADSDelta} {
 		t.Run(string(protocol), func(t *testing.T) {

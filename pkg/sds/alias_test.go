@@ -333,31 +333,82 @@ func TestRejectedFirstCertificateOfAnAliasIsRemoved(t *testing.T) {
 	})
 }
 
+// What a node rejected under a secret's own name is not sent to it under an alias either, and the other way round.
+func TestRejectedVersionIsSentUnderNoOtherName(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("wild")
+		good := e.expect("wild").chain
+		f.certify(t, "canary", "wild", "*.a.example")
+		e.nack(e.next(), "bad")
+		e.silent()
+		e.subscribe("1.a.example")
+		if a := e.expect("1.a.example"); a.chain != good {
+			t.Error("the alias is not what was acknowledged under the secret's own name")
+		}
+		e.silent()
+		f.certify(t, "canary", "second", "*.b.example")
+		e.subscribe("1.b.example")
+		e.nack(e.next(), "bad")
+		e.expectRemoved("1.b.example")
+		e.subscribe("second")
+		e.expectRemoved("second")
+		e.silent()
+	})
+}
+
 func TestEnvoyThatHasSomethingIsNotRevokedByARejectedVersion(t *testing.T) {
 	for _, protocol := range []Protocol{Delta, ADSDelta} {
 		t.Run(string(protocol), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFleet(t, Limits{})
+				first := f.certify(t, "canary", "wild", "*.a.example")
 				f.certify(t, "canary", "wild", "*.a.example")
+				f.rotate(t, "canary", "own")
 				e := f.envoy(t, protocol, "edge-1")
-				e.subscribe("1.a.example")
-				e.nack(e.next(), "bad")
+				e.subscribe("1.a.example", "own")
+				alias, own := e.next(), e.next()
+				e.nack(alias, "bad")
+				e.nack(own, "bad")
 				e.expectRemoved("1.a.example")
+				e.silent()
 				e.leave()
-				// It says that it has a version, of which nobody here knows the bytes: one that was pruned.
+				f.restart(t)
+
+				// Here it acknowledged nothing, but it says that it has a version, of which the bytes are stored.
+				e = f.envoy(t, protocol, "edge-1")
+				e.reconnected(map[string]secret.Version{"1.a.example": first}, "1.a.example")
+				if a := e.expect("1.a.example"); a.version != first {
+					t.Errorf("it is sent %s, want the version that it has", a.version.Short())
+				}
+				e.silent()
+				e.leave()
+
+				// Nothing is known of this one: under the name of a secret it is left alone, an alias may be of a certificate that was removed.
+				unknown := secret.Version(strings.Repeat("a", 64))
 				e = f.envoy(t, protocol, "edge-1")
 				e.empty = true
-				e.reconnected(map[string]secret.Version{"1.a.example": secret.Version(strings.Repeat("a", 64))}, "1.a.example")
+				e.reconnected(map[string]secret.Version{"own": unknown}, "own")
 				if a := e.next(); a.name != "" || a.removed != "" {
 					t.Errorf("answer for %q, removes %q: want one that says nothing", a.name, a.removed)
 				} else {
 					e.ack(a)
 				}
 				e.silent()
-				// Its Envoy lost it and asks again: that is answered.
-				e.subscribe("1.a.example")
-				e.expectRemoved("1.a.example")
-				e.silent()
+				e.subscribe("own") // its Envoy lost it and asks again: that is answered
+				e.expectRemoved("own")
+				e.leave()
+				other := f.envoy(t, protocol, "edge-2")
+				other.subscribe("1.a.example")
+				other.nack(other.next(), "bad")
+				other.expectRemoved("1.a.example")
+				other.leave()
+				other = f.envoy(t, protocol, "edge-2")
+				other.reconnected(map[string]secret.Version{"1.a.example": unknown}, "1.a.example")
+				other.expectRemoved("1.a.example")
+				other.silent()
 			})
 		})
 	}

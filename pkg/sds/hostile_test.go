@@ -147,6 +147,69 @@ func TestTenThousandUnknownNamesLeaveNothingBehind(t *testing.T) {
 	})
 }
 
+// A flood of random SNIs at an on-demand Envoy: half of them are covered by a wildcard, the others by nothing.
+func TestRandomNamesOfClientsLeaveNothingBehind(t *testing.T) {
+	for _, protocol := range []Protocol{Delta, ADSDelta} {
+		t.Run(string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const limit, count = 50, 3000
+				f := newFleet(t, Limits{AliasesPerNode: limit})
+				served := victim(t, f, protocol)
+				f.certify(t, "canary", "wild", "*.a.example", "real.example")
+				f.rotate(t, "canary", "own")
+				drained(t, f, func(conn *grpc.ClientConn) {
+					e := newEnvoy(t, conn, protocol, &corev3.Node{Id: "flood", Cluster: "edge"})
+					e.subscribe("own")
+					e.expect("own")
+					has := map[string]bool{}
+					// hear answers like an Envoy, which gives up what is removed.
+					hear := func() {
+						for {
+							synctest.Wait()
+							select {
+							case a := <-e.answers:
+								e.ack(a)
+								if a.removed != "" {
+									delete(has, a.removed)
+									e.unsubscribe(a, a.removed)
+								} else {
+									has[a.name] = true
+								}
+								continue
+							default:
+							}
+							return
+						}
+					}
+					for i := range count {
+						name := fmt.Sprintf("r%d.a.example", i)
+						if i%2 == 0 {
+							name = fmt.Sprintf("r%d.nothing.example", i)
+						}
+						e.subscribe(name)
+						if i%20 == 0 { // clients of the real one come all the time
+							e.subscribe("real.example")
+						}
+						hear()
+						if i > 0 && !has["real.example"] {
+							t.Fatalf("real.example is locked out after %d names", i)
+						}
+					}
+					if n := f.node(t, "flood"); len(n.Secrets) != limit+1 || len(has) != limit || n.State != Synced {
+						t.Errorf("%d names at the server, %d at the Envoy, %s: want %d aliases and the own name, SYNCED", len(n.Secrets), len(has), n.State, limit)
+					}
+					f.rotate(t, "canary", "own")
+					hear()
+					served()
+					e.leave()
+				})
+				f.denied(t, "unknown_name", 2*count/2)
+				f.denied(t, "aliases", 2*(count/2+1-limit))
+			})
+		})
+	}
+}
+
 func TestLargeNodesInEveryRequestLeaveNothingBehind(t *testing.T) {
 	both(t, func(t *testing.T, protocol Protocol) {
 		f := newFleet(t, Limits{})

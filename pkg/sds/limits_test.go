@@ -52,8 +52,8 @@ func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
 			return e
 		}
 		var unknown []*envoy
-		real := open("real")
-		real.expect("real")
+		good := open("real")
+		good.expect("real")
 		for i := range 4 {
 			unknown = append(unknown, open(fmt.Sprintf("unknown-%d", i)))
 			unknown[i].expectRemoved(fmt.Sprintf("unknown-%d", i))
@@ -67,7 +67,7 @@ func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
 			synctest.Wait()
 		}
 		f.rotate(t, "canary", "real")
-		real.expect("real")
+		good.expect("real")
 		f.rotate(t, "canary", "late")
 		late.expect("late")
 		f.denied(t, "streams", 21)
@@ -82,7 +82,7 @@ func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
 			}
 			late.refused(codes.ResourceExhausted)
 		}
-		real.silent()
+		good.silent()
 	})
 }
 

@@ -256,7 +256,7 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 			}
 		}
 	}
-	changed, err := st.subscriptions(r, first)
+	changed, err := st.subscriptions(ctx, r, first)
 	if err == nil && (first || changed) {
 		st.server.changed(st.group)
 	}
@@ -391,18 +391,18 @@ func (st *stream) push(name string, sub *subscription) error {
 // leave handles a name under which the Envoy rejected everything that it should have.
 func (st *stream) leave(name string, sub *subscription, force bool, snapshot uint64) error {
 	switch {
+	case st.found[0].Name != name:
+		// It has nothing, and an on-demand Envoy lets handshakes wait for it until their time-out; after this answer they fail at once, and the
+		// next one asks again. Or what it has is no version of a certificate that covers the name now: that cannot be told from one that
+		// was removed, or that it may not have any more.
+		return st.withdraw(name, sub, force, snapshot)
+	case !force:
+		return nil
 	case st.protocol.delta() && sub.keeps && !st.node.knows(sub.record):
 		// It goes on with what it has, of which the bytes are not known here any more. An on-demand Envoy would take removed_resources for a
 		// revocation, and fail the handshakes that go well now.
-		if !force {
-			return nil
-		}
 		return st.sendNothing(snapshot)
-	case st.found[0].Name == name && !force:
-		return nil
 	}
-	// An on-demand Envoy that has nothing lets handshakes wait for it until their time-out. After this answer they fail at once, and the next
-	// one asks again. What it has under an alias is of a certificate that does not cover the name any more, or that it may not have.
 	return st.withdraw(name, sub, force, snapshot)
 }
 

@@ -1,10 +1,14 @@
 package sds
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"time"
 
+	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
 )
 
 // wildcard would subscribe to every secret there is. It is refused.
@@ -19,11 +23,11 @@ const envoyAgent = "envoy"
 const wildcardRejection = "(expecting *)"
 
 // subscriptions applies the names of a request, and reports whether something was added or dropped.
-func (st *stream) subscriptions(r *request, first bool) (bool, error) {
+func (st *stream) subscriptions(ctx context.Context, r *request, first bool) (bool, error) {
 	if !st.protocol.delta() {
 		return st.replace(r.names)
 	}
-	return st.adjust(r, first)
+	return st.adjust(ctx, r, first)
 }
 
 // replace applies the names of a SotW request, which are all that the Envoy wants. An empty list subscribes to nothing.
@@ -58,7 +62,7 @@ func (st *stream) replace(names []string) (bool, error) {
 // adjust applies the names of a delta request. Each one that is subscribed to is answered, also if it was before. On a new stream
 // those that the Envoy has already are skipped, except that something is always answered: an Envoy that hears nothing after a
 // reconnect waits ever longer before the next one (facts/envoy-sds.md, section 5).
-func (st *stream) adjust(r *request, first bool) (bool, error) {
+func (st *stream) adjust(ctx context.Context, r *request, first bool) (bool, error) {
 	for _, name := range r.unsubscribe {
 		if sub, ok := st.names[name]; ok {
 			st.unsubscribe(name, sub)
@@ -69,7 +73,7 @@ func (st *stream) adjust(r *request, first bool) (bool, error) {
 			return true, err
 		}
 		if version, ok := r.known[name]; ok && first && st.names[name] != nil {
-			st.has(name, secret.Version(version))
+			st.has(ctx, name, secret.Version(version))
 		}
 	}
 	if first && len(r.subscribe) == 0 && st.envoy { // its form of a wildcard in the first request
@@ -84,7 +88,7 @@ func (st *stream) adjust(r *request, first bool) (bool, error) {
 func (st *stream) forced(name string) bool { return st.names[name].force }
 
 // has notes that the Envoy has a version from before. It is not sent again if it is what the Envoy should have.
-func (st *stream) has(name string, version secret.Version) {
+func (st *stream) has(ctx context.Context, name string, version secret.Version) {
 	sub := st.names[name]
 	now := time.Now()
 	found, _ := st.server.resolve(nil, st.rights.policy, st.group, name)
@@ -98,10 +102,28 @@ func (st *stream) has(name string, version secret.Version) {
 		sub.held = version
 	}
 	res := st.node.choose(sub.record, name, found)
+	if res == nil && sub.keeps {
+		res = st.recall(ctx, found, version)
+	}
 	if res != nil && res.Version == version && st.mayHave(name, sub, res) {
 		st.node.noteACK(name, sub.record, res, now)
 		sub.sent, sub.held, sub.force = version, version, false
 	}
+}
+
+// recall returns a version from the store that the Envoy goes on with, because it rejected all that it should have; nil if it is none of
+// those secrets'. The last good version of a node that rejected another one stays stored.
+func (st *stream) recall(ctx context.Context, found []*cache.Resource, version secret.Version) *cache.Resource {
+	for _, f := range found {
+		res, err := st.server.cache.Stored(ctx, f.Name, version)
+		if err == nil {
+			return res
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			st.log.WarnContext(ctx, "version of a node cannot be read", "secret", f.Name, "version", version.Short(), "err", err)
+		}
+	}
+	return nil
 }
 
 // subscribe listens to a name and queues its answer.

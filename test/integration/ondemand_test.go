@@ -25,8 +25,8 @@ func onDemand(api bootstrap.API, prefetch ...string) bootstrap.Options {
 }
 
 // asks makes one handshake, and returns the serial of what is served.
-func (e *bareEdge) asks(sni string) (string, error) {
-	ctx, cancel := context.WithTimeout(e.Context(), 8*time.Second) // below Envoy's time-out for a handshake that waits
+func (e *bareEdge) asks(ctx context.Context, sni string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 8*time.Second) // below Envoy's time-out for a handshake that waits
 	defer cancel()
 	leaf, _, err := testenv.HandshakeConfig(ctx, e.https, &tls.Config{ServerName: sni, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
 	if err != nil {
@@ -38,7 +38,7 @@ func (e *bareEdge) asks(sni string) (string, error) {
 // fails checks that a handshake is refused at once, and does not hang until a time-out.
 func (e *bareEdge) fails(sni string) {
 	e.Helper()
-	if serial, err := e.asks(sni); err == nil || errors.Is(err, context.DeadlineExceeded) {
+	if serial, err := e.asks(e.Context(), sni); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		e.Errorf("SNI %.60q: serial %q, %v; want a refusal at once", sni, serial, err)
 	}
 }
@@ -46,7 +46,7 @@ func (e *bareEdge) fails(sni string) {
 // first checks that the very first handshake for a name completes.
 func (e *bareEdge) first(sni, serial string) {
 	e.Helper()
-	if got, err := e.asks(sni); err != nil || got != serial {
+	if got, err := e.asks(e.Context(), sni); err != nil || got != serial {
 		e.Errorf("SNI %q: serial %q, %v; want %s", sni, got, err, serial)
 	}
 }
@@ -93,7 +93,7 @@ func TestOnDemandHandshakeGetsTheCertificateThatCoversIt(t *testing.T) {
 			for _, sni := range []string{"1.2.a.example", "unknown.example", "*.a.example", "a b", "é.a.example", ".a.example", strings.Repeat("x", 255), "-", "?"} {
 				e.fails(sni)
 			}
-			if _, err := e.asks(""); err == nil { // no SNI
+			if _, err := e.asks(t.Context(), ""); err == nil { // no SNI
 				t.Error("a client that names nothing got a certificate")
 			}
 
@@ -104,8 +104,8 @@ func TestOnDemandHandshakeGetsTheCertificateThatCoversIt(t *testing.T) {
 			e.first("2.a.example", wild)
 			// What is removed is revoked: for every name that nothing else covers.
 			e.remove("wild")
-			must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
-				if serial, err := e.asks("1.a.example"); err == nil {
+			must(t, testenv.Eventually(e.Ready(), func(ctx context.Context) error {
+				if serial, err := e.asks(ctx, "1.a.example"); err == nil {
 					return fmt.Errorf("%s is still served", serial)
 				}
 				return nil
@@ -144,7 +144,7 @@ func TestOnDemandClientThatAsksForAWildcardHurtsNobody(t *testing.T) {
 			go func() {
 				defer close(done)
 				for ctx.Err() == nil {
-					_, _ = e.asks("*") // refused, or cut off
+					_, _ = e.asks(ctx, "*") // refused, or cut off
 				}
 			}()
 			load := testenv.StartLoad(e.Ready(), testenv.LoadOptions{Address: e.https, ServerName: "1.a.example", Workers: 1})
@@ -256,8 +256,8 @@ func TestOnDemandNodeWithoutNamesLives(t *testing.T) {
 // refuses waits until a handshake is refused by the server's word, not by a time-out.
 func (e *bareEdge) refuses(sni string) {
 	e.Helper()
-	must(e, testenv.Eventually(e.Ready(), func(context.Context) error {
-		if _, err := e.asks(sni); err == nil || errors.Is(err, context.DeadlineExceeded) {
+	must(e, testenv.Eventually(e.Ready(), func(ctx context.Context) error {
+		if _, err := e.asks(ctx, sni); err == nil || errors.Is(err, context.DeadlineExceeded) {
 			return fmt.Errorf("handshake for %s: %w", sni, err)
 		}
 		return nil

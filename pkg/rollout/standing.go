@@ -46,6 +46,6 @@ func (c *Controller) Standing(name string, version secret.Version) Standing {
 		}
 	}
 	s.Everywhere = len(groups) > 0 && at == len(groups) && !changing
-	s.Nowhere = serving == 0 && !brought
+	s.Nowhere = len(groups) > 0 && serving == 0 && !brought
 	return s
 }

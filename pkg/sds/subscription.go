@@ -85,7 +85,11 @@ func (st *stream) adjust(ctx context.Context, r *request, first bool) (bool, err
 	return len(r.subscribe)+len(r.unsubscribe) > 0, nil
 }
 
-func (st *stream) forced(name string) bool { return st.names[name].force }
+// forced reports whether a name will be answered whatever the Envoy has.
+func (st *stream) forced(name string) bool {
+	sub := st.names[name]
+	return sub != nil && sub.force
+}
 
 // has notes that the Envoy has a version from before. It is not sent again if it is what the Envoy should have.
 func (st *stream) has(ctx context.Context, name string, version secret.Version) {

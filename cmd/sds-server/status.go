@@ -170,7 +170,7 @@ func shortText(s *string) string {
 }
 
 func writeNodes(w io.Writer, n admin.Nodes, now time.Time) error {
-	t := newTable("NODE", "GROUP", "STATE", "TRANSPORT", "PROTOCOL", "SINCE", "SECRET", "WANT", "SENT", "ACKED", "NACKED")
+	t := newTable("NODE", "GROUP", "STATE", "TRANSPORT", "PROTOCOL", "SINCE", "SECRET", "WANT", "SENT", "ACKED", "SERVED", "NACKED")
 	for _, node := range n.Nodes {
 		since := none
 		if node.Since != nil {
@@ -178,7 +178,7 @@ func writeNodes(w io.Writer, n admin.Nodes, now time.Time) error {
 		}
 		first := []string{node.ID, node.Group, node.State, node.Transport, node.Protocol, since}
 		if len(node.Secrets) == 0 {
-			t.add(append(first, none, none, none, none, none)...)
+			t.add(append(first, none, none, none, none, none, none)...)
 		}
 		for _, row := range nodeRows(node.Secrets) {
 			t.add(append(first, row...)...)
@@ -198,7 +198,7 @@ func nodeRows(secrets []admin.NodeSecret) [][]string {
 	alike := map[string]int{} // the row of the first one
 	more := map[int]int{}
 	for _, s := range secrets {
-		row := []string{s.Name, shortVersion(s.Want), versionAt(s.Sent), versionAt(s.Acked), nackedAt(s.Nacked)}
+		row := []string{s.Name, shortVersion(s.Want), versionAt(s.Sent), versionAt(s.Acked), servedAt(s.Served), nackedAt(s.Nacked)}
 		if s.CoveredBy != nil {
 			key := strings.Join(slices.Concat(row[1:], []string{*s.CoveredBy}), "\x00")
 			if first, ok := alike[key]; ok {
@@ -221,6 +221,16 @@ func versionAt(v *admin.VersionAt) string {
 		return none
 	}
 	return short(v.Version)
+}
+
+func servedAt(s *admin.ServedAt) string {
+	switch {
+	case s == nil:
+		return none
+	case s.Version == nil:
+		return "serial " + shortText(&s.Serial)
+	}
+	return short(*s.Version)
 }
 
 func nackedAt(v *admin.NackedAt) string {

@@ -22,6 +22,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 	"github.com/sds-server/sds-server/pkg/source"
 	"github.com/sds-server/sds-server/pkg/store"
+	"github.com/sds-server/sds-server/pkg/verify"
 )
 
 // maxBody bounds a request: an imported chain and key are far smaller.
@@ -77,6 +78,7 @@ type Options struct {
 	Sources    *source.Source
 	SDS        *sds.Server
 	Identities *identity.Authority
+	Verify     *verify.Monitor
 	Live       func() Live
 	// Allowed decides who may use the API, by uid.
 	Allowed func(uid uint32) bool
@@ -112,6 +114,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.HandleFunc("POST /v1/renew", s.renew)
+	mux.HandleFunc("POST /v1/verify", s.verify)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answerError(w, fail(http.StatusNotFound, "no such operation: "+r.Method+" "+r.URL.Path, "command and server may be of different versions"))
 	})

@@ -152,7 +152,7 @@ func (s *Server) nodes(r *http.Request) (any, error) {
 	out := Nodes{Nodes: []Node{}}
 	for _, n := range s.SDS.Nodes() {
 		if group == "" || n.Group == group {
-			out.Nodes = append(out.Nodes, node(n))
+			out.Nodes = append(out.Nodes, s.node(n))
 		}
 	}
 	slices.SortStableFunc(out.Nodes, func(a, b Node) int {
@@ -161,20 +161,20 @@ func (s *Server) nodes(r *http.Request) (any, error) {
 	return out, nil
 }
 
-func node(n sds.Node) Node {
+func (s *Server) node(n sds.Node) Node {
 	out := Node{
 		ID: n.ID, Group: n.Group, Identity: n.Identity, Transport: string(n.Transport), Protocol: string(n.Protocol), Connected: n.Connected,
 		Since: optionalTime(n.Since), Snapshot: n.Snapshot, State: string(n.State), Secrets: []NodeSecret{},
 	}
-	for _, s := range n.Secrets {
-		one := NodeSecret{Name: s.Name, Want: optionalVersion(s.Want), Sent: versionAt(s.Sent), Acked: versionAt(s.Acked)}
-		if s.CoveredBy != "" {
-			one.CoveredBy = new(s.CoveredBy)
+	for _, of := range n.Secrets {
+		one := NodeSecret{Name: of.Name, Want: optionalVersion(of.Want), Sent: versionAt(of.Sent), Acked: versionAt(of.Acked), Served: s.served(n, of)}
+		if of.CoveredBy != "" {
+			one.CoveredBy = new(of.CoveredBy)
 		}
-		if s.Nacked != nil {
-			one.Nacked = &NackedAt{Version: string(s.Nacked.Version), At: s.Nacked.At.UTC(), Message: s.Nacked.Message}
-			if s.Nacked.Secret != "" {
-				one.Nacked.Secret = new(s.Nacked.Secret)
+		if of.Nacked != nil {
+			one.Nacked = &NackedAt{Version: string(of.Nacked.Version), At: of.Nacked.At.UTC(), Message: of.Nacked.Message}
+			if of.Nacked.Secret != "" {
+				one.Nacked.Secret = new(of.Nacked.Secret)
 			}
 		}
 		out.Secrets = append(out.Secrets, one)

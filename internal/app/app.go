@@ -28,6 +28,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/sds"
 	"github.com/sds-server/sds-server/pkg/source"
 	"github.com/sds-server/sds-server/pkg/store"
+	"github.com/sds-server/sds-server/pkg/verify"
 )
 
 // reconnectTime is what Envoys have to come back after a restart of the server, before a wave may be judged by those that are there: the longest
@@ -61,6 +62,7 @@ type server struct {
 	cas        map[string]*acme.Issuer // in force; apply alone changes it, one at a time
 	issuance   *issuer.Loop
 	sources    *source.Source
+	verify     *verify.Monitor
 	admin      *admin.Server
 	watcher    *config.Watcher
 
@@ -163,9 +165,12 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
+	if s.verify, err = verify.New(verify.Options{Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry}); err != nil {
+		return err
+	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
-		Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
+		Verify: s.verify, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
 }
@@ -212,6 +217,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	work.Go(func() error { return s.rollout.Run(workCtx) })
 	work.Go(func() error { return s.issuance.Run(workCtx) })
 	work.Go(func() error { return s.sources.Run(workCtx) })
+	work.Go(func() error { return s.verify.Run(workCtx) })
 	work.Go(func() error { return s.watcher.Run(workCtx) })
 	work.Go(func() error { return s.channels.Run(workCtx) })
 	work.Go(func() error { return s.admin.Serve(workCtx, d.admin) })

@@ -40,7 +40,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "certificates[].issuers", refuses: hasSeveral, hint: "name one issuer"},
 		{key: "certificates[].challenge", refuses: isLaterChallenge, hint: "use http-01"},
 		{key: "certificates[].backup"},
-		{key: "groups[].verify"},
 		{key: "rollout.watch", refuses: isNotZero, hint: "leave it out or set 0s"},
 		{key: "rollout.min_acked", refuses: not(100), hint: "leave it out or set 100"},
 		{key: "rollout.node_grace"},

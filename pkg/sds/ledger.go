@@ -2,6 +2,7 @@ package sds
 
 import (
 	"container/list"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -56,6 +57,7 @@ type node struct {
 	mu        sync.Mutex
 	transport Transport          // guarded by mu
 	protocol  Protocol           // guarded by mu
+	address   netip.Addr         // guarded by mu; where its newest stream comes from
 	connected bool               // guarded by mu
 	since     time.Time          // guarded by mu; when connected changed
 	records   map[string]*record // guarded by mu; by subscribed name
@@ -128,6 +130,13 @@ func (l *ledger) connect(key nodeKey, group string, transport Transport, protoco
 		l.settle(n) // what it had before it went away counts only if it subscribes again
 	}
 	return n, nil
+}
+
+// noteAddress records where a stream comes from.
+func (n *node) noteAddress(address netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.address = address
 }
 
 // add makes a node that is in no group yet. The caller holds mu.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -103,11 +104,25 @@ func peerOf(ctx context.Context, groups []string) (Peer, error) {
 	}
 	switch info := p.AuthInfo.(type) {
 	case credentials.TLSInfo:
-		return tlsPeer(info.State, groups), nil
+		t := tlsPeer(info.State, groups)
+		t.Address = sourceAddress(p.Addr)
+		return t, nil
 	case unixInfo:
-		return Peer{Transport: Unix, Identities: []string{fmt.Sprintf("unix:uid=%d", info.uid)}, Groups: groups}, nil
+		return Peer{Transport: Unix, Identities: []string{fmt.Sprintf("unix:uid=%d", info.uid)}, Groups: groups, Address: loopback}, nil
 	}
-	return Peer{Transport: Plaintext, Identities: []string{plaintextIdentity}, Groups: groups}, nil
+	return Peer{Transport: Plaintext, Identities: []string{plaintextIdentity}, Groups: groups, Address: sourceAddress(p.Addr)}, nil
+}
+
+// loopback is where an Envoy on a Unix socket runs.
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// sourceAddress is the address of a TCP peer; not valid for any other.
+func sourceAddress(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap()
 }
 
 // tlsPeer takes the identities from a verified client certificate: its URI SANs and DNS SANs. The subject proves nothing.

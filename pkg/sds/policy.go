@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,8 @@ type Peer struct {
 	Groups []string
 	// Expires is when the peer's certificate chain ends; zero where there is none.
 	Expires time.Time
+	// Address is where it connects from: loopback for a Unix socket, and not valid where that is not known. It is no identity.
+	Address netip.Addr
 }
 
 // key is what limits are counted by.

@@ -288,6 +288,7 @@ func (st *stream) open(ctx context.Context, node *nodeID) error {
 	if err != nil {
 		return err
 	}
+	n.noteAddress(st.peer.Address)
 	st.cluster, st.envoy, st.group, st.node, st.subscriber = node.cluster, node.agent == envoyAgent, group, n, subscriber
 	st.meters = st.server.metrics.of(group, st.protocol)
 	st.meters.streams.Inc()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -42,16 +43,19 @@ func (p Protocol) aggregated() bool { return p == ADSSotW || p == ADSDelta }
 
 // Node is one Envoy as the nodes command shows it.
 type Node struct {
-	ID        string       `json:"id"`
-	Group     string       `json:"group"`
-	Identity  string       `json:"identity"`
-	Transport Transport    `json:"transport"`
-	Protocol  Protocol     `json:"protocol"`
-	Connected bool         `json:"connected"`
-	Since     time.Time    `json:"since"`    // when it connected, or left
-	Snapshot  uint64       `json:"snapshot"` // that its group is at
-	State     State        `json:"state"`
-	Secrets   []NodeSecret `json:"secrets"` // sorted by name; those that it subscribes to, or did when it left
+	ID        string    `json:"id"`
+	Group     string    `json:"group"`
+	Identity  string    `json:"identity"`
+	Transport Transport `json:"transport"`
+	Protocol  Protocol  `json:"protocol"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"`    // when it connected, or left
+	Snapshot  uint64    `json:"snapshot"` // that its group is at
+	State     State     `json:"state"`
+	// Address is where its newest stream comes from: loopback for a Unix socket, not valid where that is not known. It is proven by the
+	// connection, unlike anything that the node says of itself.
+	Address netip.Addr   `json:"address"`
+	Secrets []NodeSecret `json:"secrets"` // sorted by name; those that it subscribes to, or did when it left
 }
 
 // NodeSecret is one secret of a node. Absent parts are nil.
@@ -123,7 +127,7 @@ func (n *node) view(w wants) Node {
 	defer n.mu.Unlock()
 	v := Node{
 		ID: n.key.id, Group: w.group, Identity: n.key.identity, Transport: n.transport, Protocol: n.protocol, Connected: n.connected,
-		Since: n.since.UTC(), Snapshot: w.at.Number, State: n.state(w), Secrets: []NodeSecret{},
+		Since: n.since.UTC(), Address: n.address, Snapshot: w.at.Number, State: n.state(w), Secrets: []NodeSecret{},
 	}
 	for name, r := range n.records {
 		if !n.counts(r) && (n.connected || len(r.nacks) == 0) { // of an offline node, also what it rejected before a restart of ours

@@ -54,7 +54,7 @@ type Node struct {
 	State     State     `json:"state"`
 	// Address is where its newest stream comes from: loopback for a Unix socket, not valid where that is not known. It is proven by the
 	// connection, unlike anything that the node says of itself.
-	Address netip.Addr   `json:"address"`
+	Address netip.Addr   `json:"-"`
 	Secrets []NodeSecret `json:"secrets"` // sorted by name; those that it subscribes to, or did when it left
 }
 

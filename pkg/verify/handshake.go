@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -69,12 +70,18 @@ func shake(ctx context.Context, c *Check) (*seen, error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return s, nil //nolint:nilerr // the handshake is over
 	}
-	// TLS 1.3: the listener may refuse only now.
-	if err := rest(); isAlert(err) {
+	// TLS 1.3: the listener may refuse only now. Its alert may be lost, as it closes before it has read everything.
+	err = rest()
+	if isAlert(err) {
 		return s, err
 	}
-	s.completed = true
+	s.completed = !s.asked || !isCut(err)
 	return s, nil
+}
+
+// isCut reports whether the peer dropped the connection.
+func isCut(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // dialError is no connection.

@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -111,7 +110,7 @@ func (c *Check) unseen(err error) *Failure {
 			Alert, fmt.Sprintf("%q: the handshake was refused %s: %s", name, c.where(), strings.TrimPrefix(cause(err), "tls: ")),
 			"has a filter chain of the listener this server name and a certificate of this key type? The Envoy's log says more",
 		}
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+	case errors.Is(err, io.EOF), isCut(err):
 		return &Failure{
 			Broken, fmt.Sprintf("%q: the connection was closed in the handshake %s", name, c.where()), "an Envoy that has no certificate yet does that; see `nodes`",
 		}

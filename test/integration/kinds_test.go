@@ -43,6 +43,7 @@ type kinds struct {
 	extra  string
 	manual bool
 	http   string
+	verify [2]string // of the groups, as YAML that follows a comma
 }
 
 const kindsConfig = `data_dir: %[1]s/data
@@ -54,8 +55,8 @@ xds:
 admin: {address: "unix://%[1]s/admin/s"}
 http: {address: "%[2]s"}
 groups:
-  - {name: canary, identities: ["unix:uid=%[3]d"], secrets: ["*"]}
-  - {name: production, identities: ["unix:uid=%[3]d"], secrets: ["*"]}
+  - {name: canary, identities: ["unix:uid=%[3]d"], secrets: ["*"]%[6]s}
+  - {name: production, identities: ["unix:uid=%[3]d"], secrets: ["*"]%[7]s}
 rollout: {waves: [[canary], [production]], promotion: %[4]s}
 %[5]s
 `
@@ -184,7 +185,7 @@ func (k *kinds) configure() {
 	if k.manual {
 		promotion = "manual"
 	}
-	k.write("sds-server.yaml", fmt.Appendf(nil, kindsConfig, k.Dir, k.http, os.Getuid(), promotion, k.extra))
+	k.write("sds-server.yaml", fmt.Appendf(nil, kindsConfig, k.Dir, k.http, os.Getuid(), promotion, k.extra, k.verify[0], k.verify[1]))
 }
 
 // write replaces a file in one step.

@@ -19,7 +19,7 @@ import (
 
 // judge turns what was seen into a result. known finds the version of a secret by its leaf's digest.
 func judge(c Check, s *seen, err error, now time.Time, known func(secretName, sha256 string) (secret.Version, bool)) Result {
-	r := Result{Check: c, At: now.UTC(), Latency: s.latency, ClientCertificate: s.asked, Completed: s.completed}
+	r := Result{Check: c, At: now.UTC(), Latency: s.latency, ClientCertificate: s.asked, Completed: s.completed, err: err}
 	if len(s.chain) == 0 || !s.proven { // a leaf that the server has no key for proves nothing
 		r.Failure = c.unseen(err)
 		return r

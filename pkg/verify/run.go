@@ -66,12 +66,12 @@ func (r *runner) target(ctx context.Context, checks []Check, each func(Result)) 
 		pending[i] = i
 	}
 	answered := false
-	var dead *Failure
+	var dead error // why nothing answers there
 	for {
 		var again []int
 		for _, i := range pending {
 			if dead != nil {
-				each(Result{Check: checks[i], At: time.Now().UTC(), Failure: dead})
+				each(Result{Check: checks[i], At: time.Now().UTC(), Failure: checks[i].unseen(dead)})
 				continue
 			}
 			attempts[i]++
@@ -87,7 +87,7 @@ func (r *runner) target(ctx context.Context, checks []Check, each func(Result)) 
 				continue
 			case f != nil && (f.Kind == Refused || f.Kind == Timeout):
 				if !answered {
-					dead = f
+					dead = result.err
 				}
 			default:
 				answered = true

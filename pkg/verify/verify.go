@@ -139,6 +139,8 @@ type Result struct {
 	// Completed is whether the handshake went to its end.
 	Completed bool
 	Failure   *Failure // nil: served as wanted
+
+	err error // by which the handshake ended
 }
 
 // Secret returns the secret that the result is about: that of the leaf, or the one that was to be expected first.

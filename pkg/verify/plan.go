@@ -1,8 +1,7 @@
 package verify
 
 import (
-	"cmp"
-	"net/netip"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -55,12 +54,12 @@ func Plan(g Group) []Check {
 }
 
 func (t *Target) plan(g Group) []Check {
-	var leaves []Leaf
-	names := map[string]bool{}
-	aliases := map[string]int{}
+	index := leafIndex{}
+	secrets, names, aliases := map[string]bool{}, map[string]bool{}, map[string]int{}
 	for _, w := range t.Secrets {
-		if !slices.ContainsFunc(leaves, func(l Leaf) bool { return l.Secret == w.Secret }) {
-			leaves = append(leaves, w.Leaf)
+		if !secrets[w.Secret] {
+			secrets[w.Secret] = true
+			index.add(w.Leaf)
 		}
 		if w.Asked != w.Secret {
 			if aliases[w.Secret]++; aliases[w.Secret] > maxAliases {
@@ -72,8 +71,8 @@ func (t *Target) plan(g Group) []Check {
 		}
 	}
 	var checks []Check
-	for _, name := range sortedKeys(names) {
-		for _, one := range clients(candidates(leaves, name)) {
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		for _, one := range clients(index.candidates(name)) {
 			checks = append(checks, Check{
 				Group: g.Name, Address: t.Address, Node: t.Node, Nodes: t.Nodes, ServerName: name, Client: one.client, Wanted: one.wanted, Timeout: g.Timeout,
 			})
@@ -98,7 +97,7 @@ func (w *Wanted) names(serverNames []string) []string {
 	}
 	for _, name := range serverNames {
 		name = probed(name)
-		if w.Asked == w.Secret && w.covers(name) != uncovered || w.Asked != w.Secret && probed(w.Asked) == name {
+		if w.Asked == w.Secret && w.covers(name) || w.Asked != w.Secret && probed(w.Asked) == name {
 			names = append(names, name)
 		}
 	}
@@ -114,43 +113,42 @@ func probed(name string) string {
 	return name
 }
 
-// coverage is how a certificate covers a name.
-type coverage int
-
-const (
-	exact coverage = iota
-	wildcard
-	uncovered
-)
-
-func (l *Leaf) covers(name string) coverage {
-	if slices.Contains(l.DNSNames, name) {
-		return exact
+// covers reports whether a client takes the leaf for a name.
+func (l *Leaf) covers(name string) bool {
+	if slices.Contains(l.DNSNames, name) || slices.Contains(l.IPAddresses, name) {
+		return true
 	}
-	if address, err := netip.ParseAddr(name); err == nil {
-		if slices.Contains(l.IPAddresses, address.Unmap().String()) {
-			return exact
-		}
-		return uncovered
-	}
-	if first, rest, ok := strings.Cut(name, "."); ok && first != "" && slices.Contains(l.DNSNames, "*."+rest) {
-		return wildcard
-	}
-	return uncovered
+	pattern, ok := pattern(name)
+	return ok && slices.Contains(l.DNSNames, pattern)
 }
 
-// candidates are the leaves that may be shown under a name, the one with the name itself first. Which of several it is, is for the configuration of
-// the Envoy to say.
-func candidates(leaves []Leaf, name string) []Leaf {
-	var found []Leaf
-	for _, l := range leaves {
-		if l.covers(name) != uncovered {
-			found = append(found, l)
+// pattern is the wildcard that covers a name.
+func pattern(name string) (string, bool) {
+	first, rest, ok := strings.Cut(name, ".")
+	return "*." + rest, ok && first != ""
+}
+
+// leafIndex finds leaves by their SANs: there may be thousands.
+type leafIndex map[string][]Leaf
+
+func (x leafIndex) add(l Leaf) {
+	for _, name := range slices.Concat(l.DNSNames, l.IPAddresses) {
+		x[name] = append(x[name], l)
+	}
+}
+
+// candidates are the leaves that may be shown under a name, those with the name itself first, then by secret. Which of several it is, is for the
+// configuration of the Envoy to say.
+func (x leafIndex) candidates(name string) []Leaf {
+	bySecret := func(a, b Leaf) int { return strings.Compare(a.Secret, b.Secret) }
+	found := slices.SortedFunc(slices.Values(x[name]), bySecret)
+	if pattern, ok := pattern(name); ok {
+		for _, l := range slices.SortedFunc(slices.Values(x[pattern]), bySecret) {
+			if !slices.ContainsFunc(found, func(f Leaf) bool { return f.Secret == l.Secret }) {
+				found = append(found, l)
+			}
 		}
 	}
-	slices.SortFunc(found, func(a, b Leaf) int {
-		return cmp.Or(cmp.Compare(a.covers(name), b.covers(name)), strings.Compare(a.Secret, b.Secret))
-	})
 	return found
 }
 
@@ -182,13 +180,4 @@ func clients(leaves []Leaf) []probe {
 		probes = append(probes, probe{TLS13, slices.Concat(other, rsa)})
 	}
 	return probes
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

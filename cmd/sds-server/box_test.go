@@ -36,6 +36,7 @@ type settings struct {
 	RootsFile string
 	Certs     []string // names that are issued
 	Dead      string   // a name whose issuer does not answer
+	Verify    string   // YAML of groups[].verify, of each group
 	Secrets   string   // glob of what groups may have; default *
 	Extra     string
 }
@@ -65,9 +66,9 @@ certificates:
   - {name: {{.S.Dead}}, dns_names: [{{.S.Dead}}], issuers: [dead]}
 {{- end}}
 groups:
-{{- $secrets := .S.Secrets}}{{$uid := .UID}}
+{{- $secrets := .S.Secrets}}{{$uid := .UID}}{{$verify := .S.Verify}}
 {{- range .S.Groups}}
-  - {name: {{.}}, identities: ["unix:uid={{$uid}}", "spiffe://sds-server/{{.}}/*"], secrets: ["{{$secrets}}"]}
+  - {name: {{.}}, identities: ["unix:uid={{$uid}}", "spiffe://sds-server/{{.}}/*"], secrets: ["{{$secrets}}"]{{if $verify}}, verify: {{$verify}}{{end}}}
 {{- end}}
 rollout: {waves: [{{range $i, $g := .S.Groups}}{{if $i}}, {{end}}[{{$g}}]{{end}}], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}}
 {{.S.Extra}}

@@ -30,6 +30,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	extra, _ := otherKinds(t)
 	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example", Extra: extra})
+	served := startListener(t, "a1")
+	s.Verify = fmt.Sprintf(`{endpoints: [{address: "%s"}], timeout: 100ms}`, served.address)
 	b := newBox(t, s)
 	b.start()
 	b.importPair("www", "a1")
@@ -49,6 +51,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	roots.AppendCertsFromPEM([]byte(ca))
 	connectBy(t, b.SDS, credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13}),
 		"n3", "production", "www")
+
+	b.run("verify") // what it says is for other tests
 
 	want := documented(t)
 	b.eventually(func() error {

@@ -84,7 +84,8 @@ func (p *pki) leaf(notAfter time.Time, names ...string) (leafPEM, chainPEM, keyP
 	return leafPEM, append(append([]byte{}, leafPEM...), p.chainPEM...), keyPEM, nil
 }
 
-// writePairs writes good pairs (a1 to a4 for www.example.com, b1 for other.example.com) and bad ones, each NAME.crt and NAME.key.
+// writePairs writes good pairs (a1 to a4 for www.example.com, b1 for other.example.com) and bad ones, each NAME.crt and NAME.key, and what they
+// verify to as roots.pem.
 func writePairs(parent string) (string, error) {
 	dir := filepath.Join(parent, "pairs")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -92,6 +93,9 @@ func writePairs(parent string) (string, error) {
 	}
 	p, err := newPKI()
 	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "roots.pem"), p.chainPEM, 0o644); err != nil {
 		return "", err
 	}
 	write := func(name string, chain, key []byte) error {

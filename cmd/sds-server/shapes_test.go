@@ -30,7 +30,11 @@ const (
 		"state":"current|previous|held|backup","created":"","issuer":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
 		"chain_pem":"","groups":[""],"ip_addresses":[""]}]}`
 	snapshotShape = `{"number":9,"parent":8,"reason":"","created":"","secrets":[{"name":"","version":""}]}`
-	renewShape    = `{"name":"","version":"","serial":"","snapshot":9,"rollout":4,"issued_seconds":0.0,"done_seconds":0.0}`
+	verifyShape   = `{"served":true,"groups":[{"name":"","configured":true,"ok":1,"failed":0,"skipped":[""]}],"handshakes":[{"group":"","address":"","node":"",
+		"server_name":"","client":"tls1.2-rsa|tls1.2-ecdsa|tls1.3","secret":"","want":"","served":{"serial":"","version":"","sha256":"","not_after":""},"ok":true,"at":"",
+		"seconds":0.0,"attempts":1,"completed":true,"client_certificate":false,
+		"error":{"kind":"old_leaf|other_leaf|chain|alert|refused|timeout|broken","message":"","hint":""}}]}`
+	renewShape = `{"name":"","version":"","serial":"","snapshot":9,"rollout":4,"issued_seconds":0.0,"done_seconds":0.0}`
 )
 
 // TestAnswersHaveTheirPinnedShape drives a server until everything that can be in an answer is in one.

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -134,7 +134,7 @@ func TestVerifyCommand(t *testing.T) {
 		}
 	}
 	served(&first)
-	b.eventuallyIn(func(context.Context) error {
+	b.eventually(func() error {
 		_, text := b.fetch("/metrics", "")
 		if want := `sds_served_mismatch{group="canary",secret="www"} 1`; !strings.Contains(text, want) {
 			return fmt.Errorf("no %s", want)
@@ -155,10 +155,8 @@ func (b *box) version(name string) string {
 	var s admin.Secret
 	b.json(&s, "secrets", "show", name)
 	for _, v := range s.Versions {
-		for _, g := range v.Groups {
-			if g == "canary" {
-				return v.Version
-			}
+		if slices.Contains(v.Groups, "canary") {
+			return v.Version
 		}
 	}
 	return ""

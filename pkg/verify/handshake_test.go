@@ -301,7 +301,7 @@ func record(t testing.TB, config *tls.Config) []byte {
 	t.Helper()
 	client, server := net.Pipe()
 	defer client.Close()
-	go func() { _ = tls.Server(server, config).Handshake() }() // it ends with the pipe
+	go func() { _ = tls.Server(server, config).HandshakeContext(context.Background()) }() // it ends with the pipe
 	var said bytes.Buffer
 	s := &seen{}
 	tee := &rsaClient{records: records{conn: teed{client, &said}}, name: site, seen: s}

@@ -174,7 +174,7 @@ func (s *listener) answer(raw net.Conn) {
 	conn := tls.Server(raw, config)
 	defer conn.Close() // nobody listens to its error
 	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-	if conn.Handshake() != nil {
+	if conn.HandshakeContext(context.Background()) != nil {
 		return
 	}
 	state := conn.ConnectionState()

@@ -96,7 +96,7 @@ func (x *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, s := range samples {
 		bad := 0.0
-		if s.state.mismatch != nil {
+		if s.mismatch != nil {
 			bad = 1
 		}
 		ch <- prometheus.MustNewConstMetric(x.mismatch, prometheus.GaugeValue, bad, s.secret, s.group)

@@ -166,26 +166,27 @@ func (k *kinds) verified(group string) (admin.Verification, int) {
 func (k *kinds) setVerify(canary, production string) {
 	k.Helper()
 	k.verify = [2]string{canary, production}
-	before := k.loadedAt()
+	before, err := k.loadedAt(k.Context())
+	must(k, err)
 	k.configure()
-	k.eventually(func(context.Context) error {
-		if k.loadedAt() == before {
-			return fmt.Errorf("the configuration of %s is in force", before)
+	k.eventually(func(ctx context.Context) error {
+		now, err := k.loadedAt(ctx)
+		if err == nil && now.Equal(before) {
+			err = fmt.Errorf("the configuration of %s is in force", before)
 		}
-		return nil
+		return err
 	})
 }
 
-func (k *kinds) loadedAt() string {
-	k.Helper()
-	out, err := k.run(k.Context(), "status", "-o", "json")
-	must(k, err)
-	var s admin.Status
-	must(k, json.Unmarshal([]byte(out), &s))
-	if !s.Config.OK {
-		return ""
+// loadedAt is when the configuration in force was loaded.
+func (k *kinds) loadedAt(ctx context.Context) (time.Time, error) {
+	out, err := k.run(ctx, "status", "-o", "json")
+	if err != nil {
+		return time.Time{}, err
 	}
-	return s.Config.LoadedAt.String()
+	var s admin.Status
+	err = json.Unmarshal([]byte(out), &s)
+	return s.Config.LoadedAt, err
 }
 
 // On a listener with an RSA and an ECDSA certificate each is proven, by an endpoint and by the address of the node.
@@ -269,7 +270,8 @@ func TestVerifyTellsFailuresApart(t *testing.T) {
 	}
 
 	v, code = k.verified("production")
-	if code != 1 || len(v.Handshakes) != 3 || slices.ContainsFunc(v.Handshakes, func(h admin.VerifiedHandshake) bool { return h.Error == nil || h.Error.Kind != "chain" || h.Attempts != 1 }) {
+	differs := func(h admin.VerifiedHandshake) bool { return h.Error == nil || h.Error.Kind != "chain" || h.Attempts != 1 }
+	if code != 1 || len(v.Handshakes) != 3 || slices.ContainsFunc(v.Handshakes, differs) {
 		t.Errorf("roots of another CA: exit %d, %+v; want that each chain fails at once", code, v)
 	}
 	k.setVerify("", "")

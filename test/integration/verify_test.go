@@ -270,7 +270,9 @@ func TestVerifyTellsFailuresApart(t *testing.T) {
 	}
 
 	v, code = k.verified("production")
-	differs := func(h admin.VerifiedHandshake) bool { return h.Error == nil || h.Error.Kind != "chain" || h.Attempts != 1 }
+	differs := func(h admin.VerifiedHandshake) bool {
+		return h.Error == nil || h.Error.Kind != "chain" || h.Attempts != 1
+	}
 	if code != 1 || len(v.Handshakes) != 3 || slices.ContainsFunc(v.Handshakes, differs) {
 		t.Errorf("roots of another CA: exit %d, %+v; want that each chain fails at once", code, v)
 	}

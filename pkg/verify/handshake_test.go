@@ -26,15 +26,18 @@ func TestRSAClientSpeaksWhatItOffers(t *testing.T) {
 	pair := p.pair(t, rsaKey(t, 0), site)
 	for _, s := range suites {
 		for id := range curves {
-			for _, demands := range []tls.ClientAuthType{tls.NoClientCert, tls.RequestClientCert} {
+			for _, demands := range []tls.ClientAuthType{tls.NoClientCert, tls.RequestClientCert, tls.RequireAnyClientCert} {
 				t.Run(fmt.Sprintf("%s %v %v", tls.CipherSuiteName(s.id), id, demands), func(t *testing.T) {
 					l := serve(t, &tls.Config{Certificates: []tls.Certificate{pair}, CipherSuites: []uint16{s.id}, CurvePreferences: []tls.CurveID{id}, ClientAuth: demands})
 					results := look(t, &wants{}, 5*time.Second, target(l.address, p.leaf(pair, "www", "v1")))
-					if len(results) != 2 || results[0].Client != TLS12RSA || results[0].Failure != nil || !results[0].Completed {
-						t.Fatalf("got %+v, want a complete handshake", results)
+					if len(results) != 2 || results[0].Client != TLS12RSA || results[0].Failure != nil || results[0].Completed != (demands != tls.RequireAnyClientCert) {
+						t.Fatalf("got %+v, want a handshake that completes unless a client certificate is demanded", results)
 					}
 					if got, want := results[0].ClientCertificate, demands != tls.NoClientCert; got != want {
 						t.Errorf("client certificate asked for: %v, want %v", got, want)
+					}
+					if !results[0].Completed {
+						return
 					}
 					l.mu.Lock()
 					defer l.mu.Unlock()
@@ -94,19 +97,21 @@ func TestCertificateWithoutItsKeyIsNotServed(t *testing.T) {
 // A resuming client goes on seeing the certificate of its session.
 func TestNoHandshakeIsResumed(t *testing.T) {
 	p := newPKI(t)
-	rsaPair, pair := p.pair(t, rsaKey(t, 0), site), p.pair(t, ecKey(t), site)
-	l := serve(t, &tls.Config{Certificates: []tls.Certificate{pair, rsaPair}})
-	for range 3 {
-		for _, r := range look(t, &wants{}, 5*time.Second, target(l.address, p.leaf(rsaPair, "rsa", "v1"), p.leaf(pair, "ecdsa", "v1"))) {
-			if r.Failure != nil {
-				t.Fatalf("%s: %v", r.Client, r.Failure)
+	pairs := []tls.Certificate{p.pair(t, rsaKey(t, 0), site), p.pair(t, ecKey(t), site)}
+	for _, client := range []Client{TLS12RSA, TLS12ECDSA, TLS13} {
+		l := serve(t, &tls.Config{Certificates: pairs})
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			if s, err := shake(ctx, &Check{Address: l.address, ServerName: site, Client: client}); err != nil || !s.completed {
+				t.Errorf("%s: %+v, %v", client, s, err)
 			}
+			cancel()
 		}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.resumed != 0 || len(l.states) != 9 {
-		t.Errorf("%d of %d handshakes were resumed, want 0 of 9", l.resumed, len(l.states))
+		l.mu.Lock()
+		if l.resumed != 0 || len(l.states) != 3 {
+			t.Errorf("%s: %d of %d handshakes were resumed, want 0 of 3", client, l.resumed, len(l.states))
+		}
+		l.mu.Unlock()
 	}
 }
 

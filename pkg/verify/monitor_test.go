@@ -166,3 +166,30 @@ func TestBackgroundIsBounded(t *testing.T) {
 		}
 	}
 }
+
+func TestSeriesAreBounded(t *testing.T) {
+	m, registry, _ := newMonitor(t, &wants{}, nil)
+	begin := time.Unix(1e9, 0)
+	for i := range maxPairs + 10 {
+		m.pairs[pair{"g", fmt.Sprintf("s%05d", i)}] = state{notAfter: begin.Add(-time.Duration(i) * time.Second)}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if n := len(f.GetMetric()); n != maxPairs {
+			t.Errorf("%s: %d series, want %d", f.GetName(), n, maxPairs)
+		}
+		for _, series := range f.GetMetric() {
+			for _, l := range series.GetLabel() {
+				if l.GetName() == "secret" && l.GetValue() < "s00010" {
+					t.Fatalf("%s: %s has a series, though others end before", f.GetName(), l.GetValue())
+				}
+			}
+		}
+	}
+	if len(families) != 2 {
+		t.Errorf("%d metrics, want 2", len(families))
+	}
+}

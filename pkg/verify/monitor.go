@@ -112,14 +112,21 @@ func (m *Monitor) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		groups := m.options.Source.Groups(ctx)
-		m.forget(groups)
-		for _, checks := range soonest(groups) {
-			if m.probe(ctx, &m.background, checks, func(Result) {}) != nil {
-				return nil // ctx has ended
-			}
-		}
+		m.round(ctx, groups)
 		timer.Reset(m.pause())
 	}
+}
+
+// round looks at all groups, each by itself: one that takes long delays no other.
+func (m *Monitor) round(ctx context.Context, groups []Group) {
+	m.forget(groups)
+	var looking sync.WaitGroup
+	for _, checks := range soonest(groups) {
+		looking.Go(func() {
+			_ = m.probe(ctx, &m.background, checks, func(Result) {}) // it is the end of ctx, which ends Run
+		})
+	}
+	looking.Wait()
 }
 
 func (m *Monitor) pause() time.Duration {

@@ -66,13 +66,7 @@ func TestBackgroundFindsAnOldLeafAndItsEnd(t *testing.T) {
 	round := func(leaf Leaf) {
 		t.Helper()
 		w.groups = []Group{{Name: "g", Timeout: 500 * time.Millisecond, Targets: []Target{target(l.address, leaf)}}}
-		groups := w.Groups(t.Context())
-		m.forget(groups)
-		for _, checks := range soonest(groups) {
-			if err := m.probe(t.Context(), &m.background, checks, func(Result) {}); err != nil {
-				t.Fatal(err)
-			}
-		}
+		m.round(t.Context(), w.Groups(t.Context()))
 	}
 	expect := func(mismatch int, version secret.Version, notAfter time.Time) {
 		t.Helper()

@@ -44,6 +44,7 @@ type kinds struct {
 	manual bool
 	http   string
 	verify [2]string // of the groups, as YAML that follows a comma
+	envoys map[string]*testenv.Envoy
 }
 
 const kindsConfig = `data_dir: %[1]s/data
@@ -150,7 +151,7 @@ static_resources:
 // startKinds starts the server and both Envoys. The upstream answers with the Authorization header of the request.
 func startKinds(t *testing.T, manual bool, extra string) *kinds {
 	t.Helper()
-	k := &kinds{T: testenv.NewT(t), ca: newTestAuthority(t), serial: map[string]string{}, port: map[string]map[string]int{}, manual: manual, extra: extra}
+	k := &kinds{T: testenv.NewT(t), ca: newTestAuthority(t), serial: map[string]string{}, port: map[string]map[string]int{}, envoys: map[string]*testenv.Envoy{}, manual: manual, extra: extra}
 	k.http = k.Address()
 	_, err := k.run(k.Context(), "init", "--dir", k.Dir)
 	must(t, err)
@@ -171,6 +172,7 @@ func startKinds(t *testing.T, manual bool, extra string) *kinds {
 		p := map[string]int{"pairs": k.Port(), "clients": k.Port(), "tickets": k.Port(), "token": k.Port()}
 		k.port[group] = p
 		e := k.Envoy(testenv.EnvoyOptions{Name: group, Config: fmt.Appendf(nil, kindsEnvoy, group, k.Dir, p["pairs"], p["clients"], p["tickets"], p["token"], address.Port)})
+		k.envoys[group] = e
 		must(t, e.WaitReady(k.Ready()))
 	}
 	return k

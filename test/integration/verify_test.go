@@ -208,6 +208,9 @@ func TestVerifyProvesBothCertificatesOfAListener(t *testing.T) {
 			}
 		}
 	}
+	for _, group := range edgeGroups { // a metric gate must not see our handshakes
+		k.errors(group, map[string]bool{"connection_error": false, "fail_verify_no_cert": false})
+	}
 	if config := (&tls.Config{
 		ServerName: site, RootCAs: k.ca.pool(), MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256},
 	}); true { // why the RSA-only client is none of crypto/tls
@@ -232,6 +235,25 @@ func TestVerifyProvesBothCertificatesOfAListener(t *testing.T) {
 	}
 	if seen != 4 {
 		t.Errorf("%d secrets of nodes seen, want 4: %s", seen, out)
+	}
+}
+
+// errors checks which of an Envoy's counters of TLS errors have counted something.
+func (k *kinds) errors(group string, want map[string]bool) {
+	k.Helper()
+	for name, counted := range want {
+		stats, err := k.envoys[group].Stats(k.Ready(), `^listener\..*\.ssl\.`+name+"$")
+		must(k, err)
+		if len(stats) == 0 {
+			k.Errorf("%s: no statistic %s", group, name)
+		}
+		got := false
+		for _, value := range stats {
+			got = got || value != "0"
+		}
+		if got != counted {
+			k.Errorf("%s: %s is %v, want counted: %v", group, name, stats, counted)
+		}
 	}
 }
 
@@ -321,4 +343,5 @@ func TestVerifyJudgesAListenerThatDemandsClientCertificatesByItsLeaf(t *testing.
 			}
 		}
 	}
+	k.errors("canary", map[string]bool{"connection_error": false, "fail_verify_no_cert": true})
 }

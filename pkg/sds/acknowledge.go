@@ -81,7 +81,9 @@ func (st *stream) reject(ctx context.Context, f flight, sub *subscription, messa
 		log = st.log.With("secret", f.resource.Name, "asked", f.name, "message", message)
 	}
 	if f.resource == nil {
-		log.WarnContext(ctx, "removal rejected")
+		if st.server.refusals.allow(time.Now()) { // an Envoy never does it, and who does can do it as often as he asks
+			log.WarnContext(ctx, "removal rejected")
+		}
 		return
 	}
 	log.WarnContext(ctx, "secret rejected", "version", f.resource.Version.Short())

@@ -257,6 +257,9 @@ func (st *stream) receive(ctx context.Context, m incoming) error {
 		}
 	}
 	changed, err := st.subscriptions(ctx, r, first)
+	if answer && changed { // or a node could have endless answers by rejecting each one and asking again at once
+		st.pace.spend(time.Now())
+	}
 	if err == nil && (first || changed) {
 		st.server.changed(st.group)
 	}

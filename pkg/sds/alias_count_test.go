@@ -124,3 +124,42 @@ func TestEvictedNameThatBecomesASecretCounts(t *testing.T) {
 		}
 	})
 }
+
+// A name may be covered before there is a secret of it. A node that rejects that one goes on with what covers the name, as long as it may have it.
+func TestRejectedSecretTakesNothingAwayFromItsName(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example")
+		e.expect("1.a.example")
+		bad := f.certify(t, "canary", "1.a.example", "1.a.example")
+		e.nack(e.next(), "bad")
+		e.silent() // it has the other one still
+		if p := f.Progress("canary", map[string]secret.Version{"1.a.example": bad}); len(p) != 1 || p[0].NACK == nil {
+			t.Errorf("progress %+v, want the NACK", p)
+		}
+		f.certify(t, "canary", "wild", "*.a.example")
+		if a := e.expect("1.a.example"); f.covered(t, a) != "wild" {
+			t.Errorf("given %q, want the renewed one that covers the name", f.covered(t, a))
+		}
+		e.leave()
+		f.restart(t)
+		e = f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example")
+		if a := e.expect("1.a.example"); f.covered(t, a) != "wild" {
+			t.Errorf("given %q after a restart", f.covered(t, a))
+		}
+		f.SetPolicy(NewPolicy([]Group{{Name: "canary", Secrets: []string{"1.*"}}})) // the right to the other one has ended
+		e.expectRemoved("1.a.example")
+		e.silent()
+		good := f.certify(t, "canary", "1.a.example", "1.a.example")
+		if a := e.expect("1.a.example"); f.covered(t, a) != "1.a.example" {
+			t.Errorf("given %q, want the secret's own", f.covered(t, a))
+		}
+		synctest.Wait()
+		if p := f.Progress("canary", map[string]secret.Version{"1.a.example": good}); len(p) != 1 || !p[0].Acked {
+			t.Errorf("progress %+v, want ACKed", p)
+		}
+	})
+}

@@ -379,7 +379,8 @@ func (st *stream) push(name string, sub *subscription) error {
 		st.endAlias(sub)
 		return st.withdraw(name, sub, force, snapshot)
 	}
-	res := st.node.choose(sub.record, name, found)
+	res, found := st.choice(name, sub, found)
+	st.found = found
 	switch {
 	case res == nil:
 		return st.leave(name, sub, force, snapshot)
@@ -394,7 +395,7 @@ func (st *stream) push(name string, sub *subscription) error {
 // leave handles a name under which the Envoy rejected everything that it should have.
 func (st *stream) leave(name string, sub *subscription, force bool, snapshot uint64) error {
 	switch {
-	case st.found[0].Name != name:
+	case len(st.found) == 0 || st.found[0].Name != name:
 		// It has nothing, and an on-demand Envoy lets handshakes wait for it until their time-out; after this answer they fail at once, and the
 		// next one asks again. Or what it has is no version of a certificate that covers the name now: that cannot be told from one that
 		// was removed, or that it may not have any more.

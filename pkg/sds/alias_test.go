@@ -362,6 +362,17 @@ func TestRejectedVersionIsSentUnderNoOtherName(t *testing.T) {
 		e.subscribe("second")
 		e.expectRemoved("second")
 		e.silent()
+
+		// What was acknowledged does not cover every name that the rejected one does.
+		f.certify(t, "canary", "third", "*.c.example")
+		e.subscribe("1.c.example")
+		e.expect("1.c.example")
+		f.certify(t, "canary", "third", "*.c.example", "*.d.example")
+		e.nack(e.next(), "bad")
+		e.silent()
+		e.subscribe("1.d.example")
+		e.expectRemoved("1.d.example")
+		e.silent()
 	})
 }
 

@@ -28,7 +28,8 @@ func writeText(path, text string) error { return os.WriteFile(path, []byte(text)
 // TestMetricsAreDocumented compares docs/metrics.md with what a server shows that has issued, failed, been refused and denied.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
-	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example"})
+	extra, _ := otherKinds(t)
+	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example", Extra: extra})
 	b := newBox(t, s)
 	b.start()
 	b.importPair("www", "a1")

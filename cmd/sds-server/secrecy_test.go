@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"os"
@@ -12,7 +13,8 @@ import (
 // TestNoKeyIsShown drives everything that touches a private key and searches whatever a server and its commands say or store.
 func TestNoKeyIsShown(t *testing.T) {
 	t.Parallel()
-	_, s := pebble(t, settings{Certs: []string{"issued.example"}})
+	extra, dir := otherKinds(t)
+	_, s := pebble(t, settings{Certs: []string{"issued.example"}, Extra: extra})
 	b := newBox(t, s)
 	p := b.start()
 	var said strings.Builder
@@ -50,6 +52,9 @@ func TestNoKeyIsShown(t *testing.T) {
 		{"secrets", "show", "www"},
 		{"secrets", "show", "issued.example"},
 		{"secrets", "history", "www"},
+		{"secrets", "show", "token"},
+		{"secrets", "show", "tickets"},
+		{"secrets", "show", "corp-ca"},
 		{"snapshots", "list"},
 		{"snapshots", "show", "2"},
 		{"snapshots", "diff", "1", "2"},
@@ -84,7 +89,9 @@ func TestNoKeyIsShown(t *testing.T) {
 		b.must(err)
 		keys = append(keys, text)
 	}
-	needles := []string{"PRIVATE KEY", "AGE-SECRET-KEY"}
+	token, err := readText(filepath.Join(dir, "token"))
+	b.must(err)
+	needles := []string{"PRIVATE KEY", "AGE-SECRET-KEY", strings.TrimSpace(token), base64.StdEncoding.EncodeToString([]byte(token))[:30]}
 	for _, key := range keys {
 		block, _ := pem.Decode([]byte(key))
 		if block == nil {

@@ -44,7 +44,7 @@ func (c *cli) secretsList() *cobra.Command {
 			return c.print(s, func(w io.Writer) error {
 				t := newTable("SECRET", "KIND", "VERSION", "SERIAL", "EXPIRES IN", "VERSIONS", "SOURCE")
 				for _, h := range s.Secrets {
-					t.add(h.Name, h.Kind, short(h.Version), shortText(&h.Serial), until(&h.NotAfter, time.Now()), fmt.Sprint(h.Versions), h.Source)
+					t.add(h.Name, h.Kind, short(h.Version), shortText(h.Serial), until(h.NotAfter, time.Now()), fmt.Sprint(h.Versions), h.Source)
 				}
 				return t.write(w)
 			})
@@ -76,7 +76,7 @@ func (c *cli) secretsHistory() *cobra.Command {
 			return c.print(s, func(w io.Writer) error {
 				t := newTable("VERSION", "STATE", "CREATED", "SERIAL", "EXPIRES IN", "ISSUER", "GROUPS")
 				for _, v := range s.Versions {
-					t.add(short(v.Version), v.State, v.Created.Format(time.RFC3339), shortText(&v.Serial), until(&v.NotAfter, time.Now()),
+					t.add(short(v.Version), v.State, v.Created.Format(time.RFC3339), shortText(v.Serial), until(v.NotAfter, time.Now()),
 						text(v.Issuer), strings.Join(v.Groups, ","))
 				}
 				return t.write(w)
@@ -93,26 +93,41 @@ func (c *cli) secret(ctx context.Context, name string) (admin.Secret, error) {
 func writeSecret(w io.Writer, s admin.Secret) error {
 	for _, v := range s.Versions {
 		t := newTable("SECRET", s.Name)
+		t.add("KIND", s.Kind)
 		t.add("VERSION", v.Version)
 		t.add("STATE", v.State)
 		t.add("CREATED", v.Created.Format(time.RFC3339))
-		t.add("ISSUER", text(v.Issuer))
-		t.add("SERIAL", v.Serial)
-		t.add("SHA-256", v.SHA256)
-		t.add("DNS NAMES", strings.Join(v.DNSNames, ", "))
-		t.add("ADDRESSES", strings.Join(v.Addresses, ", "))
-		t.add("NOT BEFORE", v.NotBefore.Format(time.RFC3339))
-		t.add("NOT AFTER", v.NotAfter.Format(time.RFC3339))
-		t.add("KEY TYPE", v.KeyType)
+		if s.Kind == string(secret.KindTLSCertificate) {
+			t.add("ISSUER", text(v.Issuer))
+			t.add("SERIAL", text(v.Serial))
+			t.add("DNS NAMES", strings.Join(v.DNSNames, ", "))
+			t.add("ADDRESSES", strings.Join(v.Addresses, ", "))
+			t.add("KEY TYPE", text(v.KeyType))
+		}
+		if v.NotAfter != nil {
+			t.add("SHA-256", text(v.SHA256))
+			t.add("NOT BEFORE", date(v.NotBefore))
+			t.add("NOT AFTER", date(v.NotAfter))
+		}
 		t.add("GROUPS", strings.Join(v.Groups, ", "))
 		if err := t.write(w); err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(w, "%s\n", v.ChainPEM); err != nil {
+		if v.ChainPEM == nil {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "%s\n", *v.ChainPEM); err != nil {
 			return fmt.Errorf("print: %w", err)
 		}
 	}
 	return nil
+}
+
+func date(t *time.Time) string {
+	if t == nil {
+		return none
+	}
+	return t.Format(time.RFC3339)
 }
 
 func (c *cli) secretsImport() *cobra.Command {

@@ -14,6 +14,8 @@ const (
 	statusShape = `{"version":"","leader":true,"ready":true,"config":{"ok":true,"loaded_at":"","error":null},"snapshot_latest":9,
 		"certificates":[{"name":"","state":"pending|ok|renewing|failing|expired","version":"","serial":"","issuer":"","not_before":"","not_after":"","next_renewal":"",
 		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"groups":[{"name":"","version":""}]}],
+		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
+		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
 		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving"}],
 		"issuers":[{"name":"","up":true,"limits":[{"name":"","available":1,"capacity":1,"full_at":""}]}],
 		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":""}]}`
@@ -34,7 +36,8 @@ const (
 // TestAnswersHaveTheirPinnedShape drives a server until everything that can be in an answer is in one.
 func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 	t.Parallel()
-	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example"})
+	extra, _ := otherKinds(t)
+	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example", Extra: extra})
 	b := newBox(t, s)
 	b.start()
 
@@ -79,6 +82,9 @@ func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 	check(rolloutsShape, "rollout", "status")
 	check(rolloutsShape, "rollout", "history")
 	check(secretShape, "secrets", "show", "www")
+	for _, name := range []string{"corp-ca", "tickets", "token"} {
+		check(secretShape, "secrets", "show", name)
+	}
 	check(secretShape, "secrets", "history", "issued.example")
 	for number := range 3 {
 		check(snapshotShape, "snapshots", "show", fmt.Sprint(number+1))
@@ -174,7 +180,7 @@ func compareScalar(want, got any, path string) []string {
 		return []string{fmt.Sprintf("%s: got %q, want one of %s", path, text, possible)}
 	case text == "" && key != "reason":
 		return []string{fmt.Sprintf("%s: got an empty text, want null", path)}
-	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "deadline", "ends", "full_at"}, key):
+	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "next_rotation", "deadline", "ends", "full_at"}, key):
 		if _, err := time.Parse(time.RFC3339Nano, text); err != nil || !strings.HasSuffix(text, "Z") {
 			return []string{fmt.Sprintf("%s: got %q, want RFC 3339 in UTC", path, text)}
 		}

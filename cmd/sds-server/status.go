@@ -108,6 +108,11 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 		certs.add(cert.Name, cert.State, shortVersion(cert.Version), shortText(cert.Serial), until(cert.NotAfter, now), until(cert.NextRenewal, now),
 			groupVersions(cert.Groups), certificateError(cert.Error))
 	}
+	secrets := newTable("SECRET", "KIND", "STATE", "VERSION", "EXPIRES IN", "ROTATES IN", "GROUPS", "ERROR")
+	for _, st := range s.Secrets {
+		secrets.add(st.Name, st.Kind, st.State, shortVersion(st.Version), until(st.NotAfter, now), until(st.NextRotation, now), groupVersions(st.Groups),
+			text(st.Error))
+	}
 	groups := newTable("GROUP", "SNAPSHOT", "CONNECTED", "SYNCED", "STALE", "NACKED")
 	for _, g := range s.Groups {
 		groups.add(g.Name, fmt.Sprint(g.Snapshot), fmt.Sprint(g.Connected), fmt.Sprint(g.Synced), fmt.Sprint(g.Stale), fmt.Sprint(g.Nacked))
@@ -120,7 +125,7 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	for _, h := range s.Held {
 		held.add(h.Secret, short(h.Version), string(h.Kind), ago(now.Sub(h.Since))+" ago", h.Reason)
 	}
-	return writeTables(w, certs, groups, rollouts, held)
+	return writeTables(w, certs, secrets, groups, rollouts, held)
 }
 
 // writeTables prints the tables that have rows, with an empty line before each.

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -53,8 +54,30 @@ func TestEachExampleBootsWithoutASecretAndRedirects(t *testing.T) {
 			if _, _, err := testenv.Handshake(t.Context(), fmt.Sprintf("127.0.0.1:%d", p.https), "www.example.com", nil); err == nil {
 				t.Error("a TLS handshake succeeded without a certificate")
 			}
+			for _, secret := range secrets(t, name) { // Envoy has a subscription to each
+				if n, err := envoy.Stat(t.Context(), "sds."+secret+".update_attempt"); err != nil || n == 0 {
+					t.Errorf("secret %s: %d attempts, %v", secret, n, err)
+				}
+			}
 		})
 	}
+}
+
+// secrets are the names that stand before each sds_config of an example.
+func secrets(t *testing.T, name string) []string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, m := range regexp.MustCompile(`name: ([\w.-]+)(?:,| *(?:#.*)?\n) *sds_config:`).FindAllSubmatch(text, -1) {
+		names = append(names, string(m[1]))
+	}
+	if len(names) == 0 || len(names) != bytes.Count(text, []byte("sds_config:")) {
+		t.Fatalf("%s: found the secrets %q", name, names)
+	}
+	return names
 }
 
 func TestReadmeNamesEachExample(t *testing.T) {

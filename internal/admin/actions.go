@@ -30,6 +30,10 @@ func (s *Server) importSecret(r *http.Request) (any, error) {
 		return nil, fail(http.StatusConflict, "secret "+strconv.Quote(req.Name)+" is issued by this server",
 			"import under another name, or take the certificate out of the configuration first")
 	}
+	if slices.Contains(s.Live().Managed, req.Name) {
+		return nil, fail(http.StatusConflict, "secret "+strconv.Quote(req.Name)+" stands in the configuration",
+			"import under another name, or take it out of the configuration first")
+	}
 	parsed, err := secret.ParseCertificate(req.Name, []byte(req.ChainPEM), []byte(req.KeyPEM))
 	if err != nil {
 		return nil, err

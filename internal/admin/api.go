@@ -26,6 +26,7 @@ type Status struct {
 	Config         ConfigStatus        `json:"config"`
 	SnapshotLatest uint64              `json:"snapshot_latest"`
 	Certificates   []CertificateStatus `json:"certificates"`
+	Secrets        []SecretStatus      `json:"secrets"` // the configured ones that are no certificates
 	Groups         []GroupStatus       `json:"groups"`
 	Rollouts       []RolloutState      `json:"rollouts"`
 	Issuers        []IssuerStatus      `json:"issuers"`
@@ -61,6 +62,18 @@ type CertificateStatus struct {
 	LastRenewal *time.Time        `json:"last_renewal"`
 	Error       *CertificateError `json:"error"`
 	Groups      []GroupVersion    `json:"groups"`
+}
+
+// SecretStatus is one configured secret that no CA issues.
+type SecretStatus struct {
+	Name         string         `json:"name"`
+	Kind         string         `json:"kind"`
+	State        string         `json:"state"` // pending, ok, learning (session ticket keys), held, failing, expired
+	Version      *string        `json:"version"`
+	NotAfter     *time.Time     `json:"not_after"`     // of the CA certificate that ends next
+	NextRotation *time.Time     `json:"next_rotation"` // of session ticket keys
+	Error        *string        `json:"error"`
+	Groups       []GroupVersion `json:"groups"`
 }
 
 // CertificateError is the last failure of an order that no success followed.
@@ -167,13 +180,13 @@ type Secrets struct {
 
 // SecretHead is one secret with its newest version.
 type SecretHead struct {
-	Name     string    `json:"name"`
-	Kind     string    `json:"kind"`
-	Version  string    `json:"version"`
-	Serial   string    `json:"serial"`
-	NotAfter time.Time `json:"not_after"`
-	Versions int       `json:"versions"`
-	Source   string    `json:"source"`
+	Name     string     `json:"name"`
+	Kind     string     `json:"kind"`
+	Version  string     `json:"version"`
+	Serial   *string    `json:"serial"`
+	NotAfter *time.Time `json:"not_after"`
+	Versions int        `json:"versions"`
+	Source   string     `json:"source"`
 }
 
 // Secret is the answer of `secrets show` and `secrets history`.
@@ -183,21 +196,21 @@ type Secret struct {
 	Versions []SecretVersion `json:"versions"` // the newest first
 }
 
-// SecretVersion is one stored version; it never holds a key.
+// SecretVersion is one stored version; it never holds anything private. What the kind does not have is null or empty.
 type SecretVersion struct {
-	Version   string    `json:"version"`
-	State     string    `json:"state"` // current, previous, held, backup
-	Created   time.Time `json:"created"`
-	Issuer    *string   `json:"issuer"`
-	Serial    string    `json:"serial"`
-	SHA256    string    `json:"sha256"`
-	DNSNames  []string  `json:"dns_names"`
-	Addresses []string  `json:"ip_addresses"`
-	NotBefore time.Time `json:"not_before"`
-	NotAfter  time.Time `json:"not_after"`
-	KeyType   string    `json:"key_type"`
-	ChainPEM  string    `json:"chain_pem"`
-	Groups    []string  `json:"groups"` // that are at it; a current version without any waits for its first wave
+	Version   string     `json:"version"`
+	State     string     `json:"state"` // current, previous, held, backup
+	Created   time.Time  `json:"created"`
+	Issuer    *string    `json:"issuer"`
+	Serial    *string    `json:"serial"`
+	SHA256    *string    `json:"sha256"`
+	DNSNames  []string   `json:"dns_names"`
+	Addresses []string   `json:"ip_addresses"`
+	NotBefore *time.Time `json:"not_before"`
+	NotAfter  *time.Time `json:"not_after"`
+	KeyType   *string    `json:"key_type"`
+	ChainPEM  *string    `json:"chain_pem"` // of a validation context, its CA certificates
+	Groups    []string   `json:"groups"`    // that are at it; a current version without any waits for its first wave
 }
 
 // Snapshots is the answer of `snapshots list`.

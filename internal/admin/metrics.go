@@ -5,6 +5,7 @@ import (
 
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/rollout"
+	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 // collector reads the state of the server when it is scraped: a series goes when its secret or group goes.
@@ -86,7 +87,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.build, 1, c.server.Version)
 }
 
-// soonest returns, for each secret, the version that ends first among those that groups are at: a renewal that waits for its promotion must not
+// soonest returns, for each certificate, the version that ends first among those that groups are at: a renewal that waits for its promotion must not
 // hide the end of what the others serve.
 func (c *collector) soonest(live Live) map[string]cache.Meta {
 	soonest := map[string]cache.Meta{}
@@ -99,6 +100,9 @@ func (c *collector) soonest(live Live) map[string]cache.Meta {
 		seen[at.Number] = true
 		for name, version := range at.Secrets.All() {
 			m, ok := c.server.Cache.Meta(name, version)
+			if ok && m.Kind != secret.KindTLSCertificate {
+				continue
+			}
 			if first, known := soonest[name]; ok && (!known || m.NotAfter.Before(first.NotAfter)) {
 				soonest[name] = m
 			}

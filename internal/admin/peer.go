@@ -3,13 +3,11 @@ package admin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os/user"
 	"strconv"
-	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/sds-server/sds-server/pkg/sds"
 )
 
 type peerKey struct{}
@@ -45,24 +43,10 @@ func peerOf(ctx context.Context) peer {
 	return peer{err: errors.New("no peer credentials")}
 }
 
-// peerUID is the user that the kernel names (SO_PEERCRED, unix(7)).
+// peerUID is the user that the kernel names.
 func peerUID(conn net.Conn) (uint32, error) {
 	if c, ok := conn.(*stranger); ok {
 		conn = c.Conn
 	}
-	c, ok := conn.(syscall.Conn)
-	if !ok {
-		return 0, fmt.Errorf("peer credentials: %T is no socket", conn)
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, fmt.Errorf("peer credentials: %w", err)
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(err, credErr); err != nil {
-		return 0, fmt.Errorf("peer credentials: %w", err)
-	}
-	return cred.Uid, nil
+	return sds.PeerUID(conn)
 }

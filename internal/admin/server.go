@@ -20,6 +20,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
 	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/source"
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
@@ -32,6 +33,7 @@ type Live struct {
 	Ready        bool
 	Groups       []Group
 	Certificates []Certificate
+	Managed      []string // names of all configured secrets, of every kind
 	SDS          []SDSListener
 	Challenge    string // address of the HTTP-01 responder; empty if there is none
 }
@@ -72,6 +74,7 @@ type Options struct {
 	Cache      *cache.Cache
 	Rollout    *rollout.Controller
 	Issuer     *issuer.Loop
+	Sources    *source.Source
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Live       func() Live

@@ -10,13 +10,14 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/sds"
+	"github.com/sds-server/sds-server/pkg/source"
 )
 
 func (s *Server) status(*http.Request) (any, error) {
 	live := s.Live()
 	out := Status{
 		Version: s.Version, Leader: true, Ready: live.Ready, Config: live.Config, SnapshotLatest: s.Cache.Latest(),
-		Certificates: []CertificateStatus{}, Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: []Hold{},
+		Certificates: []CertificateStatus{}, Secrets: s.sourced(live), Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: []Hold{},
 	}
 	for _, st := range s.Issuer.Status() {
 		out.Certificates = append(out.Certificates, s.certificate(st, live))
@@ -55,7 +56,7 @@ func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
 		if ok && m.Created.After(newest.Created) {
 			newest = m
 		}
-		if ok && !time.Now().Before(m.NotAfter) { // a newer version elsewhere does not help this group
+		if ok && m.Ended(time.Now()) { // a newer version elsewhere does not help this group
 			out.State = string(issuer.StateExpired)
 		}
 	}
@@ -65,6 +66,49 @@ func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
 		out.NotBefore, out.NotAfter = optionalTime(newest.NotBefore), optionalTime(newest.NotAfter)
 	}
 	return out
+}
+
+// sourced are the secrets that no CA issues.
+func (s *Server) sourced(live Live) []SecretStatus {
+	now := time.Now()
+	out := []SecretStatus{}
+	for _, st := range s.Sources.Status() { // sorted
+		one := SecretStatus{
+			Name: st.Name, Kind: string(st.Kind), State: sourceState(st, now), Version: optionalVersion(st.Version), NotAfter: optionalTime(st.CAEnd),
+			NextRotation: optionalTime(st.Next), Groups: []GroupVersion{},
+		}
+		switch {
+		case st.Err != nil:
+			one.Error = new(st.Err.Error())
+		case st.Held != "":
+			one.Error = &st.Held
+		}
+		for _, g := range live.Groups {
+			if at, ok := s.Cache.At(g.Name); ok {
+				version, _ := at.Secrets.Version(st.Name)
+				one.Groups = append(one.Groups, GroupVersion{Name: g.Name, Version: optionalVersion(version)})
+			}
+		}
+		slices.SortFunc(one.Groups, func(a, b GroupVersion) int { return strings.Compare(a.Name, b.Name) })
+		out = append(out, one)
+	}
+	return out
+}
+
+func sourceState(st source.Status, now time.Time) string {
+	switch {
+	case !st.CAEnd.IsZero() && st.CAEnd.Before(now):
+		return "expired"
+	case st.Err != nil:
+		return "failing"
+	case st.Held != "":
+		return "held"
+	case st.Version == "":
+		return "pending"
+	case st.Learning:
+		return "learning"
+	}
+	return "ok"
 }
 
 func (s *Server) groups(live Live) []GroupStatus {

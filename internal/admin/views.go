@@ -24,7 +24,7 @@ func (s *Server) secrets(r *http.Request) (any, error) {
 			continue
 		}
 		out.Secrets = append(out.Secrets, SecretHead{
-			Name: m.Name, Kind: string(m.Kind), Version: string(m.Version), Serial: m.Serial, NotAfter: m.NotAfter.UTC(),
+			Name: m.Name, Kind: string(m.Kind), Version: string(m.Version), Serial: optional(m.Serial), NotAfter: optionalTime(m.NotAfter),
 			Versions: 1, Source: string(m.Source),
 		})
 	}
@@ -82,9 +82,10 @@ func (s *Server) uses(name string) uses {
 // version describes a stored version; its state says why it is kept.
 func (u uses) version(m cache.Meta) SecretVersion {
 	v := SecretVersion{
-		Version: string(m.Version), State: "previous", Created: m.Created.UTC(), Issuer: optional(m.Issuer), Serial: m.Serial, SHA256: m.SHA256,
-		DNSNames: sorted(m.DNSNames), Addresses: sorted(m.IPAddresses), NotBefore: m.NotBefore.UTC(), NotAfter: m.NotAfter.UTC(),
-		KeyType: m.KeyType, ChainPEM: m.ChainPEM, Groups: sorted(u.groups[m.Version]),
+		Version: string(m.Version), State: "previous", Created: m.Created.UTC(), Issuer: optional(m.Issuer),
+		Serial: optional(m.Serial), SHA256: optional(m.SHA256),
+		DNSNames: sorted(m.DNSNames), Addresses: sorted(m.IPAddresses), NotBefore: optionalTime(m.NotBefore), NotAfter: optionalTime(m.NotAfter),
+		KeyType: optional(m.KeyType), ChainPEM: optional(m.ChainPEM), Groups: sorted(u.groups[m.Version]),
 	}
 	switch {
 	case u.held[m.Version]:
@@ -219,7 +220,10 @@ func (s *Server) bootstrap(r *http.Request) (any, error) {
 	}
 	names := map[string][]string{}
 	for _, m := range slices.Backward(metas) { // the newest last
-		names[m.Name] = m.DNSNames
+		delete(names, m.Name)
+		if m.Kind == secret.KindTLSCertificate { // what else a listener is to have is for a person to say
+			names[m.Name] = m.DNSNames
+		}
 	}
 	for _, c := range live.Certificates { // also those that were never issued
 		names[c.Name] = c.DNSNames

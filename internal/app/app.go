@@ -26,6 +26,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
+	"github.com/sds-server/sds-server/pkg/source"
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
@@ -59,6 +60,7 @@ type server struct {
 	acme       *acme.Metrics
 	cas        map[string]*acme.Issuer // in force; apply alone changes it, one at a time
 	issuance   *issuer.Loop
+	sources    *source.Source
 	admin      *admin.Server
 	watcher    *config.Watcher
 
@@ -76,14 +78,20 @@ func Run(ctx context.Context, opts Options) error {
 	files := make(chan os.Signal, 1) // the files that the configuration names are looked at also where it is equal
 	signal.Notify(files, syscall.SIGHUP)
 	defer signal.Stop(files)
-	err := run(ctx, opts, hup, files)
+	secrets := make(chan os.Signal, 1) // likewise, where they are secrets themselves
+	signal.Notify(secrets, syscall.SIGHUP)
+	defer signal.Stop(secrets)
+	err := run(ctx, opts, signals{config: hup, channel: files, secrets: secrets})
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil // stopped while it was starting
 	}
 	return err
 }
 
-func run(ctx context.Context, opts Options, hup, files <-chan os.Signal) error {
+// signals are those of SIGHUP, one for each part that looks at files then.
+type signals struct{ config, channel, secrets <-chan os.Signal }
+
+func run(ctx context.Context, opts Options, hup signals) error {
 	cfg, err := config.Load(opts.ConfigFile)
 	if err != nil {
 		return err
@@ -94,10 +102,10 @@ func run(ctx context.Context, opts Options, hup, files <-chan os.Signal) error {
 		return err
 	}
 	defer closeStore()
-	if err := s.build(ctx, cfg); err != nil {
+	if err := s.build(ctx, cfg, hup.secrets); err != nil {
 		return err
 	}
-	s.channels = &channels{authority: s.identities, log: s.log.With("part", "channel"), signals: files}
+	s.channels = &channels{authority: s.identities, log: s.log.With("part", "channel"), signals: hup.channel}
 	doors, err := s.listen(ctx, cfg)
 	if err != nil {
 		return err
@@ -108,13 +116,13 @@ func run(ctx context.Context, opts Options, hup, files <-chan os.Signal) error {
 	}
 	s.enforce(cfg)
 	s.watcher = config.NewWatcher(config.WatcherOptions{
-		Path: opts.ConfigFile, Initial: cfg, Signals: hup, Apply: s.apply, Logger: s.log.With("part", "config"),
+		Path: opts.ConfigFile, Initial: cfg, Signals: hup.config, Apply: s.apply, Logger: s.log.With("part", "config"),
 	})
 	return s.run(ctx, doors)
 }
 
 // build makes the parts, in the order of the data.
-func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
+func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.Signal) (err error) {
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if s.store, err = newMetered(s.store, s.registry); err != nil {
 		return err
@@ -148,11 +156,15 @@ func (s *server) build(ctx context.Context, cfg *config.Config) (err error) {
 	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
 		return err
 	}
+	if err := s.buildSources(cfg, files); err != nil {
+		return err
+	}
+	s.sources.Load(ctx)
 	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{
-		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, SDS: s.edge, Identities: s.identities,
+		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
 		Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
@@ -199,6 +211,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	})
 	work.Go(func() error { return s.rollout.Run(workCtx) })
 	work.Go(func() error { return s.issuance.Run(workCtx) })
+	work.Go(func() error { return s.sources.Run(workCtx) })
 	work.Go(func() error { return s.watcher.Run(workCtx) })
 	work.Go(func() error { return s.channels.Run(workCtx) })
 	work.Go(func() error { return s.admin.Serve(workCtx, d.admin) })

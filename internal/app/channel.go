@@ -20,6 +20,7 @@ import (
 	"github.com/sds-server/sds-server/internal/config"
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/sds"
+	"github.com/sds-server/sds-server/pkg/watch"
 )
 
 const (
@@ -87,22 +88,22 @@ func (c *channels) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	watch, err := newPathWatch(c.paths())
+	watching, err := watch.New(c.paths())
 	if err != nil {
 		c.log.WarnContext(ctx, "the files of xds.listeners[].tls are not watched; they are looked at every minute, and on SIGHUP", "err", err)
 	} else {
-		defer watch.close()
+		defer watching.Close()
 	}
-	c.loop(ctx, watch)
+	c.loop(ctx, watching)
 	return nil
 }
 
-// loop is Run without a watch where that is nil.
-func (c *channels) loop(ctx context.Context, watch *pathWatch) {
+// loop is Run, without a watch where that is nil.
+func (c *channels) loop(ctx context.Context, watching *watch.Paths) {
 	var events <-chan fsnotify.Event
 	var failures <-chan error
-	if watch != nil {
-		events, failures = watch.watcher.Events, watch.watcher.Errors
+	if watching != nil {
+		events, failures = watching.Events(), watching.Errors()
 	}
 	look := time.NewTicker(channelLook)
 	defer look.Stop()
@@ -113,8 +114,8 @@ func (c *channels) loop(ctx context.Context, watch *pathWatch) {
 			return
 		case <-due:
 			due = nil
-			if watch != nil {
-				watch.follow()
+			if watching != nil {
+				watching.Follow(c.paths())
 			}
 			c.look(ctx, time.Now())
 			continue

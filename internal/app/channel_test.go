@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -351,32 +350,4 @@ func fileText(path string) []byte {
 		return []byte(fmt.Sprint(err))
 	}
 	return data
-}
-
-func TestDirectoriesOnTheWay(t *testing.T) {
-	root, err := filepath.EvalSymlinks(t.TempDir())
-	must(t, err)
-	must(t, os.MkdirAll(filepath.Join(root, "a", "v1"), 0o700))
-	must(t, os.WriteFile(filepath.Join(root, "a", "v1", "file"), nil, 0o600))
-	must(t, os.Symlink("v1", filepath.Join(root, "a", "data")))
-	must(t, os.Symlink(filepath.Join("data", "file"), filepath.Join(root, "a", "file")))
-	must(t, os.Symlink(filepath.Join(root, "a"), filepath.Join(root, "link")))
-	must(t, os.Symlink("loop", filepath.Join(root, "loop")))
-	for path, want := range map[string][]string{
-		"a/v1/file":   {"a/v1"},
-		"a/data/file": {"a", "a/v1"},
-		"link/file":   {"", "a", "a/v1"},
-		"loop/file":   {""},
-		"a/missing":   {"a"},
-	} {
-		var abs []string
-		for _, dir := range want {
-			abs = append(abs, filepath.Join(root, dir))
-		}
-		got := directories(filepath.Join(root, path))
-		slices.Sort(abs)
-		if diff := cmp.Diff(abs, got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", path, diff)
-		}
-	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/sds"
 )
 
-// apply takes over a new configuration: groups, rollout, issuers and certificates are live, the rest waits for a restart.
+// apply takes over a new configuration: groups, rollout, issuers and secrets are live, the rest waits for a restart.
 // It runs one at a time. What can fail comes first, so that a failure leaves the old configuration in force as a whole.
 func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	running := s.config.Load()
@@ -30,6 +30,7 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	}
 	s.setIssuers(cas)
 	s.issuance.SetCertificates(certificates(cfg))
+	s.sources.Set(sources(cfg))
 	s.enforce(cfg)
 	return nil
 }
@@ -51,6 +52,7 @@ func (s *server) enforce(cfg *config.Config) {
 	for _, c := range cfg.Certificates {
 		live.Certificates = append(live.Certificates, admin.Certificate{Name: c.Name, DNSNames: slices.Clone(c.DNSNames)})
 	}
+	live.Managed = secretNames(cfg)
 	if c := cfg.Challenges.HTTP01; c != nil {
 		live.Challenge = c.Address
 	}

@@ -31,13 +31,31 @@ func edgeLimits(cfg *config.Config) sds.Limits {
 
 func rolloutPolicy(cfg *config.Config) rollout.Policy {
 	managed := map[string]bool{}
-	for _, c := range cfg.Certificates {
-		managed[c.Name] = true
+	for _, name := range secretNames(cfg) {
+		managed[name] = true
 	}
 	return rollout.Policy{
 		Waves: cfg.Rollout.Waves, Manual: cfg.Rollout.Promotion == "manual", AckTimeout: cfg.Rollout.AckTimeout,
 		NodeGrace: cfg.Rollout.NodeGrace, RetryAfter: cfg.Rollout.RetryAfter, Managed: func(name string) bool { return managed[name] },
 	}
+}
+
+// secretNames are the names of all configured secrets.
+func secretNames(cfg *config.Config) []string {
+	var names []string
+	for _, c := range cfg.Certificates {
+		names = append(names, c.Name)
+	}
+	for _, v := range cfg.ValidationContexts {
+		names = append(names, v.Name)
+	}
+	for _, k := range cfg.SessionTicketKeys {
+		names = append(names, k.Name)
+	}
+	for _, g := range cfg.GenericSecrets {
+		names = append(names, g.Name)
+	}
+	return names
 }
 
 // certificates are the configured ones, as the issuance loop knows them.

@@ -61,6 +61,18 @@ func checkKeyRights(name string, info fs.FileInfo) (message, hint string) {
 	return "", ""
 }
 
+// CheckPrivate refuses a private file that strangers can read or change, as the configuration does.
+func CheckPrivate(name string) error {
+	info, err := os.Stat(name)
+	if err != nil {
+		return err
+	}
+	if message, hint := checkKeyRights(name, info); message != "" {
+		return fmt.Errorf("%s %s; %s", name, message, hint)
+	}
+	return nil
+}
+
 func isOurGroup(info fs.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {

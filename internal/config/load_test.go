@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,6 +45,8 @@ func newDir(t testing.TB) string {
 		"gts.hmac":        {0o600, []byte("c2VjcmV0")},
 		"dns.env":         {0o600, []byte("RFC2136_NAMESERVER=127.0.0.1:53\n")},
 		"token.txt":       {0o600, []byte("token")},
+		"large.txt":       {0o600, bytes.Repeat([]byte("x"), 64<<10+1)},
+		"with-key.crt":    {0o644, slices.Concat(certPEM, keyPEM)},
 		"hook":            {0o755, []byte("#!/bin/sh\n")},
 		"hook-for-all":    {0o777, []byte("#!/bin/sh\n")},
 		"not-executable":  {0o644, []byte("#!/bin/sh\n")},
@@ -74,6 +78,10 @@ func newPair(t testing.TB) (certPEM, keyPEM []byte) {
 		Subject:      pkix.Name{CommonName: "test"},
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(time.Hour),
+
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		KeyUsage:              x509.KeyUsageCertSign,
 	}
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {

@@ -3,12 +3,18 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+
+	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 // maxNames is the most names of one certificate that public authorities accept.
 const maxNames = 100
+
+// maxTicketKeys leaves room for the key that nodes learn.
+const maxTicketKeys = secret.MaxTicketKeys - 1
 
 // secrets checks everything that becomes an SDS resource. All kinds share one space of names.
 func (v *validator) secrets() {
@@ -23,9 +29,7 @@ func (v *validator) secrets() {
 		path := fmt.Sprintf("validation_contexts[%d]", i)
 		v.secretName(path+".name", s.Name)
 		v.unique(names, path+".name", s.Name)
-		if len(s.CAFiles) == 0 {
-			v.add(path+".ca_files", "empty")
-		}
+		v.caFiles(path+".ca_files", s)
 	}
 	for i, s := range v.SessionTicketKeys {
 		path := fmt.Sprintf("session_ticket_keys[%d]", i)
@@ -33,13 +37,57 @@ func (v *validator) secrets() {
 		v.unique(names, path+".name", s.Name)
 		v.positive(path+".rotate", s.Rotate)
 		v.atLeastOne(path+".keep", s.Keep)
+		if s.Keep > maxTicketKeys {
+			v.add(path+".keep", "must be %d or less", maxTicketKeys)
+		}
 	}
 	for i, s := range v.GenericSecrets {
 		path := fmt.Sprintf("generic_secrets[%d]", i)
 		v.secretName(path+".name", s.Name)
 		v.unique(names, path+".name", s.Name)
-		if s.File == "" {
-			v.add(path+".file", "empty")
+		v.genericFile(path+".file", s)
+	}
+}
+
+// caFiles judges CA certificates as the running server does, but for what needs a clock: a server is to start also when they have expired meanwhile.
+func (v *validator) caFiles(path string, c ValidationContext) {
+	if len(c.CAFiles) == 0 {
+		v.add(path, "empty")
+	}
+	var contents [][]byte
+	for _, name := range c.CAFiles {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return // the rule of files says so
+		}
+		contents = append(contents, data)
+	}
+	if len(contents) == 0 || v.hasProblem(path) {
+		return
+	}
+	_, err := secret.ParseValidationContext(c.Name, contents...)
+	v.secretProblems(path, err)
+}
+
+// genericFile judges the content of a generic secret.
+func (v *validator) genericFile(path string, g GenericSecret) {
+	if g.File == "" {
+		v.add(path, "empty")
+		return
+	}
+	data, err := os.ReadFile(g.File)
+	if err != nil || v.hasProblem(path) {
+		return // likewise
+	}
+	_, err = secret.NewGeneric(g.Name, data)
+	v.secretProblems(path, err)
+}
+
+// secretProblems reports the rules that a secret breaks; those of its name are reported elsewhere.
+func (v *validator) secretProblems(path string, err error) {
+	for _, problem := range secret.Problems(err) {
+		if problem.Rule != secret.RuleName {
+			v.addHint(path, problem.Detail, problem.Hint)
 		}
 	}
 }

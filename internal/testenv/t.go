@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"testing"
@@ -79,9 +80,15 @@ func (t *T) Process(o ProcessOptions) *Process {
 	return p
 }
 
-// Envoy starts an Envoy; Dir is that of T where it is empty. The caller waits with WaitReady.
+// Envoy starts an Envoy; Dir is that of T where it is empty. The caller waits with WaitReady. Where the configuration has what only newer
+// Envoys know, the test is skipped on an older one, see NeedEnvoy.
 func (t *T) Envoy(o EnvoyOptions) *Envoy {
 	t.Helper()
+	for _, f := range envoyFeatures {
+		if bytes.Contains(o.Config, []byte(f.text)) {
+			NeedEnvoy(t, f.minimum, f.name)
+		}
+	}
 	if o.Dir == "" {
 		o.Dir = t.Dir
 	}

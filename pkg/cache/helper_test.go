@@ -205,3 +205,34 @@ func (b *bench) state() string {
 	}
 	return out.String()
 }
+
+// newCA makes the certificate of a CA.
+func newCA(t testing.TB) []byte { t.Helper(); return newCANamed(t, "CA") }
+
+// newCANamed makes the certificate of a CA of which the name begins like this.
+func newCANamed(t testing.TB, name string) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return selfSigned(t, name+rand.Text(), key, time.Now().Add(time.Hour))
+}
+
+// selfSigned makes the certificate of a CA that lives for a day at most; one that ends later begins later, too.
+func selfSigned(t testing.TB, name string, key *ecdsa.PrivateKey, end time.Time) []byte {
+	t.Helper()
+	begin := time.Now().Add(-2 * time.Hour)
+	if late := end.Add(-24 * time.Hour); late.After(begin) {
+		begin = late
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: begin, NotAfter: end,
+		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}

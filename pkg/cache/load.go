@@ -112,7 +112,7 @@ func (c *Cache) read(ctx context.Context, name string, version secret.Version) (
 	if r.Name != name || r.Version != version {
 		return resource{}, fmt.Errorf("stored value at %s: it is that of secret %q version %s", e.Key, r.Name, r.Version.Short())
 	}
-	res, err := c.encode(name, version, []byte(r.ChainPEM), []byte(r.KeyPEM))
+	res, err := c.encode(r)
 	if err != nil {
 		return resource{}, err
 	}

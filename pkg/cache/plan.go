@@ -92,7 +92,8 @@ func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, source Source, i
 	if len(stored) > 0 && !meta.Created.After(stored[0].Created) { // the clock was set back
 		meta.Created = stored[0].Created.Add(1)
 	}
-	res, err := p.cache.encode(s.Name(), version, s.ChainPEM(), s.KeyPEM())
+	r := newRecord(meta, s)
+	res, err := p.cache.encode(r)
 	if err != nil {
 		return Meta{}, false, err
 	}
@@ -105,7 +106,7 @@ func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, source Source, i
 	} else {
 		stored = slices.Delete(stored, known, known+1)
 	}
-	p.Add(conditions, store.Put(key, mustJSON(record{Meta: meta, KeyPEM: string(s.KeyPEM())})))
+	p.Add(conditions, store.Put(key, mustJSON(r)))
 	p.stored[s.Name()] = slices.Insert(stored, 0, meta)
 	return meta, known < 0, nil
 }

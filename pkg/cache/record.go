@@ -31,9 +31,11 @@ type Source string
 const (
 	SourceACME   Source = "acme"   // issued by this server
 	SourceImport Source = "import" // handed in by an operator
+	SourceFile   Source = "file"   // read from files that the configuration names
+	SourceServer Source = "server" // made by this server itself: session ticket keys
 )
 
-// Meta describes one stored version of a secret. It holds nothing private.
+// Meta describes one stored version of a secret. It holds nothing private; what the kind does not have is empty.
 type Meta struct {
 	Name        string         `json:"name"`
 	Kind        secret.Kind    `json:"kind"`
@@ -42,19 +44,28 @@ type Meta struct {
 	Source      Source         `json:"source"`
 	Issuer      string         `json:"issuer,omitempty"` // configured name of the issuer; empty for imports
 	Serial      string         `json:"serial"`           // lower-case hex
-	SHA256      string         `json:"sha256"`           // of the leaf's DER
+	SHA256      string         `json:"sha256"`           // of the leaf's DER; of a validation context, of ChainPEM
 	DNSNames    []string       `json:"dns_names"`
 	IPAddresses []string       `json:"ip_addresses,omitempty"`
 	NotBefore   time.Time      `json:"not_before"`
-	NotAfter    time.Time      `json:"not_after"`
+	NotAfter    time.Time      `json:"not_after"` // zero: it never ends
 	KeyType     string         `json:"key_type"`
-	ChainPEM    string         `json:"chain_pem"`
+	ChainPEM    string         `json:"chain_pem"` // of a validation context, its CA certificates
 }
 
-// record is a stored version: Meta and the private key, which leaves this package only inside a Resource.
+// Ended reports whether a version can no longer be used at now.
+func (m Meta) Ended(now time.Time) bool { return !m.NotAfter.IsZero() && !now.Before(m.NotAfter) }
+
+// record is a stored version: Meta and what is private, which leaves this package only inside a Resource.
 type record struct {
 	Meta
-	KeyPEM string `json:"key_pem"`
+	KeyPEM     string   `json:"key_pem,omitempty"`
+	TicketKeys [][]byte `json:"ticket_keys,omitempty"`
+	Generic    []byte   `json:"generic,omitempty"`
+}
+
+func newRecord(meta Meta, s *secret.Secret) record {
+	return record{Meta: meta, KeyPEM: string(s.KeyPEM()), TicketKeys: s.TicketKeys(), Generic: s.Generic()}
 }
 
 func describe(s *secret.Secret, version secret.Version, source Source, issuer string, now time.Time) Meta {

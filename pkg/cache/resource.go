@@ -46,19 +46,30 @@ func Prefix(name string) []byte {
 	return protowire.AppendString(b, name)
 }
 
-// encode makes the shared body of a TLS certificate.
-func encode(name string, version secret.Version, chainPEM, keyPEM []byte) (*Resource, error) {
-	inline := func(b []byte) *corev3.DataSource {
-		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: b}}
+// encode makes the shared body of a stored version; m makes its bytes differ from those of another mark, and means nothing.
+func encode(r record, m mark) (*Resource, error) {
+	out := &tlsv3.Secret{}
+	switch r.Kind {
+	case secret.KindTLSCertificate, "": // stored before there were others
+		out.Type = &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: m.text(r.ChainPEM), PrivateKey: m.text(r.KeyPEM),
+		}}
+	case secret.KindValidationContext:
+		out.Type = &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: m.text(r.ChainPEM)}}
+	case secret.KindSessionTicketKeys:
+		keys := make([]*corev3.DataSource, 0, len(r.TicketKeys))
+		for _, key := range r.TicketKeys {
+			keys = append(keys, m.binary(key))
+		}
+		out.Type = &tlsv3.Secret_SessionTicketKeys{SessionTicketKeys: &tlsv3.TlsSessionTicketKeys{Keys: keys}}
+	case secret.KindGenericSecret:
+		out.Type = &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{Secret: m.binary(r.Generic)}}
+	default:
+		return nil, fmt.Errorf("encode secret %q: unknown kind %q", r.Name, r.Kind)
 	}
-	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(&tlsv3.Secret{
-		Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-			CertificateChain: inline(chainPEM),
-			PrivateKey:       inline(keyPEM),
-		}},
-	})
+	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(out)
 	if err != nil {
-		return nil, fmt.Errorf("encode secret %q: %w", name, err)
+		return nil, fmt.Errorf("encode secret %q: %w", r.Name, err)
 	}
-	return &Resource{Name: name, Version: version, body: body}, nil
+	return &Resource{Name: r.Name, Version: r.Version, body: body}, nil
 }

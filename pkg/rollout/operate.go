@@ -247,7 +247,7 @@ func (t *transaction) lag(newest cache.Meta, group string) string {
 	if _, covered := t.carriers(newest.Name, newest.Version); covered[group] {
 		return ""
 	}
-	if !t.now.Before(newest.NotAfter) {
+	if newest.Ended(t.now) {
 		return "expired at " + newest.NotAfter.Format(time.RFC3339)
 	}
 	return "is in no rollout"

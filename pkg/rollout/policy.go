@@ -17,8 +17,8 @@ type Policy struct {
 	NodeGrace time.Duration
 	// RetryAfter is when a soft hold ends and its secret becomes a rollout of its own again.
 	RetryAfter time.Duration
-	// Managed reports whether an issued secret is still configured; one that is not is removed through the waves. Imported
-	// secrets are not asked about.
+	// Managed reports whether a secret is still configured that was issued, read from files, or made by this server; one that is
+	// not is removed through the waves. Imported secrets are not asked about.
 	Managed func(name string) bool
 }
 

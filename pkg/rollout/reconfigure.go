@@ -219,7 +219,7 @@ func (t *transaction) common(groups []string) map[string]secret.Version {
 // eligible reports whether a version may be rolled out.
 func (t *transaction) eligible(m cache.Meta) bool {
 	_, held := t.held(m.Name, m.Version)
-	return !held && t.now.Before(m.NotAfter)
+	return !held && !m.Ended(t.now)
 }
 
 // rewave gives rollouts under way the waves of the policy, as far as their groups were not switched yet. The groups that were added join
@@ -345,12 +345,12 @@ func (t *transaction) heal(ctx context.Context, versions []cache.Meta, reason, b
 		return nil
 	}
 	name := versions[0].Name
-	if versions[0].Source == cache.SourceACME && t.policy.Managed != nil && !t.policy.Managed(name) {
+	if versions[0].Source != cache.SourceImport && t.policy.Managed != nil && !t.policy.Managed(name) {
 		_, err := t.propose(ctx, intent{secret: name, reason: name + " left the configuration"})
 		return err
 	}
 	best := slices.IndexFunc(versions, t.eligible)
-	if best < 0 {
+	if best < 0 || t.leftToSource(versions[0]) {
 		return nil
 	}
 	want := versions[best]
@@ -368,6 +368,18 @@ func (t *transaction) heal(ctx context.Context, versions []cache.Meta, reason, b
 	}
 	_, err := t.propose(ctx, intent{secret: name, version: want.Version, reason: reason, by: by, leave: leave})
 	return err
+}
+
+// leftToSource reports whether a secret is served nowhere that this server reads from files, or makes itself: what is stored of it may be from before it
+// left the configuration, and its source knows what it is now.
+func (t *transaction) leftToSource(newest cache.Meta) bool {
+	if newest.Source != cache.SourceFile && newest.Source != cache.SourceServer {
+		return false
+	}
+	return !slices.ContainsFunc(t.policy.Groups(), func(g string) bool {
+		_, ok := t.has(g, newest.Name)
+		return ok
+	})
 }
 
 func createdBefore(versions []cache.Meta, v secret.Version, t time.Time) bool {

@@ -189,7 +189,7 @@ func (t *transaction) unfit(ctx context.Context, name string, v secret.Version) 
 	switch {
 	case i < 0:
 		return fmt.Sprintf("%s version %s is no longer stored", name, v.Short()), nil
-	case !t.now.Before(versions[i].NotAfter):
+	case versions[i].Ended(t.now):
 		return fmt.Sprintf("%s version %s expired at %s", name, v.Short(), versions[i].NotAfter.Format(time.RFC3339)), nil
 	}
 	return "", nil

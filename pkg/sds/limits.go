@@ -26,7 +26,8 @@ type Limits struct {
 	StreamsPerPeer int
 	// NamesPerStream is how many names one stream may subscribe to. Default 20,000.
 	NamesPerStream int
-	// NewStreamsPerSecond is how fast one identity may open streams. Default 2,000.
+	// NewStreamsPerSecond is how fast one identity may open streams for long. Default 2,000. StreamsPerPeer of them may come at once: after
+	// a start an Envoy opens all of its streams, and one that is refused is tried again only after seconds.
 	NewStreamsPerSecond int
 	// RequestsPerStreamPerSecond only slows the reading of a stream. Answers to our nonces do not count. Default 20,000.
 	RequestsPerStreamPerSecond int
@@ -48,20 +49,31 @@ func (l Limits) withDefaults() Limits {
 	}
 }
 
-// bucket is a token bucket that holds one second's allowance. It begins full.
+// bucket is a token bucket. It begins full.
 type bucket struct {
-	rate   float64 // tokens for each second, and the most that it holds
+	rate   float64 // tokens for each second
+	burst  float64 // the most that it holds
 	tokens float64
 	filled time.Time
 }
 
-func newBucket(rate int) bucket { return bucket{rate: float64(rate), tokens: float64(rate)} }
+// newBucket makes one that holds a second's allowance, or burst where that is more.
+func newBucket(rate, burst int) bucket {
+	most := float64(max(rate, burst))
+	return bucket{rate: float64(rate), burst: most, tokens: most}
+}
 
 func (b *bucket) fill(now time.Time) {
 	if !b.filled.IsZero() {
-		b.tokens = min(b.rate, b.tokens+b.rate*now.Sub(b.filled).Seconds())
+		b.tokens = min(b.burst, b.tokens+b.rate*now.Sub(b.filled).Seconds())
 	}
 	b.filled = now
+}
+
+// full reports whether nothing of the allowance is missing.
+func (b *bucket) full(now time.Time) bool {
+	b.fill(now)
+	return b.tokens >= b.burst
 }
 
 // take uses one token; false if there is none.
@@ -136,7 +148,7 @@ func (a *admission) admit(peer string, now time.Time) (*slot, error) {
 	p := a.peers[peer]
 	if p == nil {
 		a.sweep(now)
-		p = &admitted{rate: newBucket(a.limits.NewStreamsPerSecond)}
+		p = &admitted{rate: newBucket(a.limits.NewStreamsPerSecond, a.limits.StreamsPerPeer)}
 		a.peers[peer] = p
 	}
 	if !p.rate.take(now) {
@@ -202,7 +214,7 @@ func (a *admission) sweep(now time.Time) {
 		return
 	}
 	for key, p := range a.peers {
-		if p.streams == 0 && now.Sub(p.rate.filled) > time.Second {
+		if p.streams == 0 && p.rate.full(now) {
 			delete(a.peers, key)
 		}
 	}

@@ -75,6 +75,7 @@ func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
 		f.move(t, "canary", "late", "")
 		if protocol.delta() {
 			late.expectRemoved("late")
+			synctest.Wait() // until its place is known to be free
 			for range 4 {
 				open("flood")
 				synctest.Wait()
@@ -87,15 +88,64 @@ func TestStreamsWithoutASecretMakeRoomForNewOnes(t *testing.T) {
 
 func TestNewStreamsOfOneIdentityAreSlowed(t *testing.T) {
 	both(t, func(t *testing.T, protocol Protocol) {
-		f := newFleet(t, Limits{NewStreamsPerSecond: 3})
-		for range 3 {
+		f := newFleet(t, Limits{NewStreamsPerSecond: 3, StreamsPerPeer: 5})
+		for range 5 { // what it may have open may come at once
 			f.envoy(t, protocol, "edge-1").leave()
 		}
 		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
 		f.denied(t, "stream_rate", 1)
 		<-time.After(time.Second)
-		f.envoy(t, protocol, "edge-1").silent()
+		for range 3 {
+			f.envoy(t, protocol, "edge-1").leave()
+		}
+		newEnvoyAnyway(t, dial(t, f.buffer, nil), protocol).refused(codes.ResourceExhausted)
 	})
+}
+
+// An Envoy without ADS opens a stream for each secret when it starts, and when it reconnects.
+func TestDefaultsLetAnEnvoyWithThousandsOfSecretsStart(t *testing.T) {
+	a := admission{limits: Limits{}.withDefaults(), peers: map[string]*admitted{}}
+	now := time.Now()
+	for range 2 {
+		var slots []*slot
+		for i := range 10_000 {
+			s, err := a.admit("edge-1", now)
+			if err != nil {
+				t.Fatalf("stream %d: %v", i, err)
+			}
+			slots = append(slots, s)
+		}
+		for _, s := range slots {
+			a.release(s)
+		}
+	}
+}
+
+func TestIdlePeersAreForgottenOnlyWithAFullAllowance(t *testing.T) {
+	a := admission{limits: Limits{NewStreamsPerSecond: 1, StreamsPerPeer: 3}.withDefaults(), peers: map[string]*admitted{}}
+	now := time.Now()
+	for i := range maxPeers {
+		peer := fmt.Sprint(i)
+		for range 3 {
+			s, err := a.admit(peer, now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.release(s)
+		}
+	}
+	for after, want := range map[time.Duration]int{2 * time.Second: maxPeers + 1, 4 * time.Second: 1} {
+		b := admission{limits: a.limits, peers: map[string]*admitted{}}
+		for key, p := range a.peers {
+			b.peers[key] = &admitted{rate: p.rate}
+		}
+		if _, err := b.admit("new", now.Add(after)); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(b.peers); got != want {
+			t.Errorf("%d peers are remembered after %v, want %d", got, after, want)
+		}
+	}
 }
 
 func TestNamesOfAStreamAreBounded(t *testing.T) {

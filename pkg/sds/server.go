@@ -96,7 +96,7 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	s := &Server{
 		cache: opts.Cache, limits: limits, log: opts.Log, changed: opts.OnChange, controlPlane: encodeControlPlane(opts.Replica),
 		ledger: newLedger(limits.NodesPerIdentity), admission: &admission{limits: limits, peers: map[string]*admitted{}}, metrics: m,
-		refusals: lockedBucket{b: newBucket(refusalsPerSecond)}, services: map[*service]struct{}{},
+		refusals: lockedBucket{b: newBucket(refusalsPerSecond, 0)}, services: map[*service]struct{}{},
 	}
 	if s.changed == nil {
 		s.changed = func(string) {}

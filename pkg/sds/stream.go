@@ -78,7 +78,7 @@ func (s *service) admit(ctx context.Context, out grpc.ServerStream, peer Peer, p
 	defer server.admission.release(slot)
 	st := &stream{
 		server: server, slot: slot, idle: true, out: out, protocol: protocol, peer: peer, draining: s.draining, rights: rights, log: server.log,
-		names: map[string]*subscription{}, window: window{limit: windowResponses}, pace: newBucket(server.limits.RequestsPerStreamPerSecond),
+		names: map[string]*subscription{}, window: window{limit: windowResponses}, pace: newBucket(server.limits.RequestsPerStreamPerSecond, 0),
 	}
 	defer st.close()
 	return st.run(ctx, server.read(ctx, out, protocol.delta()))

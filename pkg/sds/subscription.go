@@ -97,10 +97,14 @@ func (st *stream) has(ctx context.Context, name string, version secret.Version) 
 	now := time.Now()
 	found, _ := st.server.resolve(nil, st.rights.policy, st.group, name)
 	if len(found) == 0 {
-		st.node.noteKnown(name, sub.record, name, version, now)
+		if st.node.noteKnown(name, sub.record, name, version, now) {
+			sub.held = version
+		}
 		return
 	}
-	sub.keeps = st.node.noteKnown(name, sub.record, found[0].Name, version, now)
+	if sub.keeps = st.node.noteKnown(name, sub.record, found[0].Name, version, now); sub.keeps {
+		sub.held = version
+	}
 	res := st.node.choose(sub.record, name, found)
 	if res == nil && sub.keeps {
 		res = st.recall(ctx, found, version)

@@ -34,14 +34,15 @@ func (unixInfo) AuthType() string { return "unix" }
 
 // ServerHandshake asks the kernel who connected. Nothing goes over the socket.
 func (unixCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	uid, err := peerUID(conn)
+	uid, err := PeerUID(conn)
 	if err != nil {
 		return nil, nil, err
 	}
 	return conn, unixInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, uid: uid}, nil
 }
 
-func peerUID(conn net.Conn) (uint32, error) {
+// PeerUID returns the user at the other end of a Unix socket, as the kernel names it (SO_PEERCRED, unix(7)).
+func PeerUID(conn net.Conn) (uint32, error) {
 	c, ok := conn.(syscall.Conn)
 	if !ok {
 		return 0, fmt.Errorf("peer credentials: %T is no socket", conn)

@@ -31,6 +31,28 @@ const (
 	RuleKeyMalformed         Rule = "key_malformed"         // a block that is no PKCS#8, PKCS#1 or SEC 1 private key
 )
 
+// The rules of a validation context.
+const (
+	RuleEmptyCA         Rule = "empty_ca"           // no CA certificate given
+	RuleCATooLarge      Rule = "ca_too_large"       // more than MaxCASize bytes
+	RuleKeyInCA         Rule = "key_in_ca"          // a private key among the CA certificates
+	RuleNotCA           Rule = "not_ca"             // a certificate that may not issue others
+	RuleCANamesTooLarge Rule = "ca_names_too_large" // more names than fit into a TLS handshake
+	RuleNoValidCA       Rule = "no_valid_ca"        // all of them have expired, or begin later
+	RuleCANotYetValid   Rule = "ca_not_yet_valid"   // the next certificate of a CA, which would hide the one in force
+)
+
+// The rules of session ticket keys and of generic secrets.
+const (
+	RuleEmptyTicketKeys    Rule = "empty_ticket_keys"    // no key given
+	RuleTooManyTicketKeys  Rule = "too_many_ticket_keys" // more than MaxTicketKeys
+	RuleTicketKeySize      Rule = "ticket_key_size"      // not TicketKeySize bytes
+	RuleTicketKeyWeak      Rule = "ticket_key_weak"      // a part of it is one byte over and over
+	RuleDuplicateTicketKey Rule = "duplicate_ticket_key" // two keys of one name
+	RuleEmptyGeneric       Rule = "empty_generic"        // no content
+	RuleGenericTooLarge    Rule = "generic_too_large"    // more than MaxGenericSize bytes
+)
+
 // The rules of the leaf certificate and its key.
 const (
 	RuleKeyMismatch       Rule = "key_mismatch"       // the key belongs to no certificate of the chain
@@ -95,6 +117,22 @@ var hints = map[Rule]string{
 	RuleCertificateMalformed: "look at the block with openssl x509 -text and export it again",
 	RuleKeyMalformed:         "look at the key with openssl pkey -noout -check and export it again",
 
+	RuleEmptyCA:         "give the certificates of the CAs in PEM",
+	RuleCATooLarge:      "keep only the CAs whose certificates are to be accepted",
+	RuleKeyInCA:         "take the private key out, and replace it: every Envoy would have got it",
+	RuleNotCA:           "give the certificate of the CA that issued it (basicConstraints=CA:TRUE, keyUsage with keyCertSign)",
+	RuleCANamesTooLarge: "keep only the CAs whose certificates are to be accepted",
+	RuleCANotYetValid:   "add it when it begins; until then the one in force is enough",
+	RuleNoValidCA:       "check this machine's clock, or give the CA certificates that are in force now",
+
+	RuleEmptyTicketKeys:    "give at least one key: openssl rand 80",
+	RuleTooManyTicketKeys:  "keep fewer keys, or rotate them less often",
+	RuleTicketKeySize:      "make keys of 80 bytes: openssl rand 80",
+	RuleTicketKeyWeak:      "make keys of random bytes: openssl rand 80",
+	RuleDuplicateTicketKey: "make another key: its first 16 bytes are the name by which it is found",
+	RuleEmptyGeneric:       "write the secret into the file",
+	RuleGenericTooLarge:    "give only the secret; SDS is no way to send large files",
+
 	RuleKeyMismatch:       "find the key that the certificate was requested with, or issue a new pair",
 	RuleLeafNotFirst:      "put the leaf first, then the certificate that issued it, and so on",
 	RuleKeyType:           "use ECDSA P-256, P-384 or P-521, Ed25519, or RSA with 2048 to 8192 bits",
@@ -144,6 +182,13 @@ type Error struct {
 // Error says which secret is wrong, what, and where. The hint is not part of it, because commands show it on its own.
 func (e *Error) Error() string {
 	return fmt.Sprintf("secret %q: %s", e.Secret, e.Detail)
+}
+
+// Problems lists every [Error] in err, in order. It looks through joined and wrapped errors.
+func Problems(err error) []*Error {
+	var all []*Error
+	walk(err, func(e *Error) { all = append(all, e) })
+	return all
 }
 
 // Rules lists the rule of every [Error] in err, in order. It looks through joined and wrapped errors.

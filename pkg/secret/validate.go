@@ -40,9 +40,14 @@ type Expectation struct {
 // Validate applies the rules that need a clock or an expectation. The error joins one [*Error] for each broken rule.
 //
 // A certificate must be valid now and for more than min(24 h, a tenth of its life) from now; so must every certificate
-// above it, measured by the leaf's margin.
+// above it, measured by the leaf's margin. Of a validation context one certificate has to be valid now, and none may hide it; nothing is expected of
+// it, nor of the other kinds, which have no rule that needs a clock.
 func (s *Secret) Validate(now time.Time, want Expectation) error {
 	p := &problems{secret: s.name, chain: s.content().chain}
+	if s.kind != KindTLSCertificate {
+		s.checkSomeCA(now, p)
+		return p.err()
+	}
 	s.checkClock(now, want.Skew, p)
 	s.checkNames(want, p)
 	s.checkKey(want, p)

@@ -107,10 +107,10 @@ func TestRefusedCertificateIsOrderedAgain(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if ca.serial == s.Versions[0].Serial {
+		if ca.serial == *s.Versions[0].Serial {
 			return errors.New("no new certificate is stored")
 		}
-		ca.serial = s.Versions[0].Serial
+		ca.serial = *s.Versions[0].Serial
 		return nil
 	}))
 	ca.expectServed(t)
@@ -149,7 +149,7 @@ func startFaultyCA(t *testing.T, life time.Duration) *faultyCA {
 	}
 	s, err := ca.fleet.Secret(e.Ready(), site)
 	must(t, err)
-	ca.serial = s.Versions[0].Serial
+	ca.serial = *s.Versions[0].Serial
 	ca.trustSecondCA(t)
 	ca.expectServed(t)
 	return ca
@@ -351,7 +351,7 @@ func TestDeadCAStopsNothing(t *testing.T) {
 	must(t, err)
 	s, err := f.Secret(e.Ready(), site)
 	must(t, err)
-	old := s.Versions[0].Serial
+	old := *s.Versions[0].Serial
 
 	must(t, f.Pebble.Kill())
 	must(t, f.Server.Stop())

@@ -247,7 +247,7 @@ func (k *killRun) completes(what string) {
 		k.Fatalf("%s: it stored %d versions, want 1", what, got)
 	}
 	for group, load := range k.loads {
-		if _, err := load.WaitSerial(k.Ready(), k.versions[had].Serial); err != nil {
+		if _, err := load.WaitSerial(k.Ready(), *k.versions[had].Serial); err != nil {
 			k.Fatalf("%s: %s: %v", what, group, err)
 		}
 	}

@@ -17,6 +17,9 @@ var serverBinary string //nolint:gochecknoglobals // TestMain has no other way t
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	if kind := os.Getenv(yardstickKind); kind != "" {
+		return runYardstick(kind)
+	}
 	dir, err := os.MkdirTemp("", "sds-bin-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -38,15 +38,30 @@ type bareEdge struct {
 
 func startBareEdge(t *testing.T, api bootstrap.API, names ...string) *bareEdge {
 	t.Helper()
-	var secrets []bootstrap.Secret
-	for _, n := range names {
-		secrets = append(secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
-	}
-	return startBare(t, bootstrap.Options{API: api, Secrets: secrets})
+	e := newBareEdge(t)
+	e.startEnvoy(fixedNames(api, names...), e.socket)
+	return e
 }
 
-// startBare fills in the addresses of the one Envoy.
+// startBare is one whose Envoy has other options; its addresses are filled in.
 func startBare(t *testing.T, o bootstrap.Options) *bareEdge {
+	t.Helper()
+	e := newBareEdge(t)
+	e.startEnvoy(o, e.socket)
+	return e
+}
+
+// fixedNames are the options of an Envoy that asks for some names.
+func fixedNames(api bootstrap.API, names ...string) bootstrap.Options {
+	o := bootstrap.Options{API: api}
+	for _, n := range names {
+		o.Secrets = append(o.Secrets, bootstrap.Secret{Name: n, DNSNames: []string{n}})
+	}
+	return o
+}
+
+// newBareEdge is one without an Envoy.
+func newBareEdge(t *testing.T) *bareEdge {
 	t.Helper()
 	e := &bareEdge{T: testenv.NewT(t)}
 	e.socket, e.https = filepath.Join(e.Dir, "run", "s"), e.Address()
@@ -56,13 +71,20 @@ func startBare(t *testing.T, o bootstrap.Options) *bareEdge {
 	t.Cleanup(func() { must(t, e.store.Close()) })
 	e.start()
 	t.Cleanup(func() { e.stop() })
-	o.NodeID, o.Cluster, o.AdminAddress, o.HTTPSAddress = "canary-1", "canary", e.Address(), e.https
-	o.SDS = bootstrap.SDS{UnixPath: e.socket}
-	config, err := bootstrap.Render(o)
-	must(t, err)
-	e.envoy = e.Envoy(testenv.EnvoyOptions{Name: "canary", Config: config})
-	must(t, e.envoy.WaitReady(e.Ready()))
 	return e
+}
+
+// startEnvoy starts the Envoy at a socket, with each old text of its configuration replaced by the new one that follows it.
+func (e *bareEdge) startEnvoy(o bootstrap.Options, socket string, oldnew ...string) {
+	e.Helper()
+	o.NodeID, o.Cluster, o.AdminAddress, o.HTTPSAddress = "canary-1", "canary", e.Address(), e.https
+	o.SDS = bootstrap.SDS{UnixPath: socket}
+	config, err := bootstrap.Render(o)
+	must(e, err)
+	config, err = testenv.Substitute(config, oldnew...)
+	must(e, err)
+	e.envoy = e.Envoy(testenv.EnvoyOptions{Name: "canary", Config: config})
+	must(e, e.envoy.WaitReady(e.Ready()))
 }
 
 // start makes a server over what is stored, and opens the socket.

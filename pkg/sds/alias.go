@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"container/list"
 	"slices"
 
@@ -165,6 +166,13 @@ func (r *record) refusal(secretName string, version secret.Version) *NACK {
 		}
 	}
 	return nil
+}
+
+// standsFor returns the secret that the node was sent under a name.
+func (n *node) standsFor(name string, r *record) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return cmp.Or(r.covering, name)
 }
 
 // knows reports whether the bytes that the node acknowledged last are known.

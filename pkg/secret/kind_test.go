@@ -459,3 +459,25 @@ func FuzzParseValidationContext(f *testing.F) {
 		}
 	})
 }
+
+// A file of one line of text is served without the end of the line. Where nothing is left, or too much, it is refused, by `validate` as by the
+// running server.
+func TestGenericFileIsReadByteByByteButForALineEnd(t *testing.T) {
+	for content, want := range map[string]string{
+		"token": "token", "token\n": "token", "token\r\n": "token", "to ken \n": "to ken ", "ü\n": "ü",
+		"two\nlines\n": "two\nlines\n", "token\n\n": "token\n\n", "\xff\n": "\xff\n", "\x00\n": "\x00\n", "a\tb\n": "a\tb\n",
+		strings.Repeat("a", MaxGenericSize) + "\n": strings.Repeat("a", MaxGenericSize),
+	} {
+		s, err := ParseGeneric("token", []byte(content))
+		if err != nil {
+			t.Errorf("%.20q: %v", content, err)
+		} else if got := string(s.Generic()); got != want {
+			t.Errorf("%.20q: got %.20q, want %.20q", content, got, want)
+		}
+	}
+	for content, want := range map[string]Rule{"": RuleEmptyGeneric, "\n": RuleEmptyGeneric, strings.Repeat("a", MaxGenericSize+1) + "\n": RuleGenericTooLarge} {
+		if _, err := ParseGeneric("token", []byte(content)); !slices.Equal(Rules(err), []Rule{want}) {
+			t.Errorf("%.20q: got %v, want %s", content, err, want)
+		}
+	}
+}

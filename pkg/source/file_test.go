@@ -376,17 +376,6 @@ func TestSeveralFilesAreOneSecret(t *testing.T) {
 	})
 }
 
-func TestGenericFileIsReadByteByByteButForALineEnd(t *testing.T) {
-	for content, want := range map[string]string{
-		"token": "token", "token\n": "token", "token\r\n": "token", "to ken \n": "to ken ", "ü\n": "ü", "\n": "",
-		"two\nlines\n": "two\nlines\n", "token\n\n": "token\n\n", "\xff\n": "\xff\n", "\x00\n": "\x00\n", "a\tb\n": "a\tb\n",
-	} {
-		if got := string(trimLine([]byte(content))); got != want {
-			t.Errorf("%q: got %q, want %q", content, got, want)
-		}
-	}
-}
-
 func TestPrivateFileThatStrangersCanReadIsNotTakenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, path := one(t)

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"container/list"
 	"slices"
 
@@ -114,10 +115,11 @@ func (n *node) letGo(r *record) {
 }
 
 // refusal returns the node's rejection of a version of a secret, under whatever name it was sent; nil if there is none. The same bytes are
-// not sent again under another name: they would be rejected there, too, and a handshake would wait for them in vain. The caller holds mu.
+// not sent again under another name: they would be rejected there, too, and a handshake would wait for them in vain. Under the same name it does not
+// matter whose bytes they were, because an Envoy ACKs what it rejected without applying it. The caller holds mu.
 func (n *node) refusal(name string, r *record, secretName string, version secret.Version) *NACK {
-	if k := r.refusal(secretName, version); k != nil {
-		return k
+	if i := slices.IndexFunc(r.nacks, func(k NACK) bool { return k.Version == version }); i >= 0 {
+		return &r.nacks[i]
 	}
 	if secretName != name {
 		if own := n.records[secretName]; own != nil {
@@ -141,6 +143,13 @@ func (r *record) refusal(secretName string, version secret.Version) *NACK {
 		}
 	}
 	return nil
+}
+
+// standsFor returns the secret that the node was sent under a name.
+func (n *node) standsFor(name string, r *record) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return cmp.Or(r.covering, name)
 }
 
 // knows reports whether the bytes that the node acknowledged last are known.

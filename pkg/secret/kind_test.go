@@ -70,6 +70,18 @@ var caRules = []otherRefusal{
 	{"junk beside a CA", func(_ *testing.T, w *world) (*Secret, error) {
 		return ca(chainText(w.root.cert), []byte("junk"))
 	}, []Rule{RulePEMTrailing}},
+	{"what is left of a block", func(_ *testing.T, w *world) (*Secret, error) {
+		_, rest, _ := bytes.Cut(chainText(w.middle.cert), []byte("\n"))
+		return ca(join([]byte("# Root\n"), chainText(w.root.cert), rest))
+	}, []Rule{RulePEMTrailing}},
+	{"one line that is left of a block", func(_ *testing.T, w *world) (*Secret, error) {
+		line := bytes.Split(chainText(w.middle.cert), []byte("\n"))[1]
+		return ca(join(chainText(w.root.cert), line))
+	}, []Rule{RulePEMTrailing}},
+	{"a BEGIN line that is indented", func(_ *testing.T, w *world) (*Secret, error) {
+		return ca(join(chainText(w.root.cert), []byte(" -----BEGIN CERTIFICATE-----\n")))
+	}, []Rule{RulePEMTrailing}},
+	{"comments only", func(*testing.T, *world) (*Secret, error) { return ca([]byte("# Root\n")) }, []Rule{RulePEMTrailing}},
 	{"cut off", func(_ *testing.T, w *world) (*Secret, error) {
 		text := chainText(w.root.cert, w.middle.cert)
 		return ca(text[:len(text)-40])
@@ -173,6 +185,13 @@ func TestCABundleIsASet(t *testing.T) {
 		"CRLF":            {bytes.ReplaceAll(chainText(w.root.cert, other), []byte("\n"), []byte("\r\n"))},
 		"no last line":    {bytes.TrimSpace(chainText(w.root.cert)), chainText(other)},
 		"and white space": {chainText(w.root.cert, other), []byte("\n")},
+		"comments as in the bundles of distributions": {
+			join([]byte("##\n## Roots: \"x\"\n##\n\n# Root\n"), chainText(w.root.cert), []byte("\nOther\n"+strings.Repeat("=", 44)+"\n"), chainText(other)),
+		},
+		"comments as of openssl": {
+			join([]byte("Bag Attributes\n    localKeyID: 01 02\nsubject=CN = Root\n\n"), chainText(w.root.cert),
+				[]byte("Certificate:\n    Data:\n        Version: 3 (0x2)\n         5d:"+strings.Repeat("ff:", 17)+"\n-----\n"), chainText(other)),
+		},
 	} {
 		if got := mustCA(t, inputs...).Version(key); got != want {
 			t.Errorf("%s: got version %s, want %s", name, got, want)
@@ -180,6 +199,23 @@ func TestCABundleIsASet(t *testing.T) {
 	}
 	if got := mustCA(t, chainText(other)).Version(key); got == want {
 		t.Error("one CA less: got the same version, want another")
+	}
+}
+
+// oldRootText is a root as they were before X.509 version 3, by openssl 3.0.
+const oldRootText = `-----BEGIN CERTIFICATE-----
+MIIBDjCBtgIBATAKBggqhkjOPQQDAjATMREwDwYDVQQDDAhPbGQgUm9vdDAgFw0y
+NjExMjQxMDQ1MjJaGA8yMTI2MTAzMTEwNDUyMlowEzERMA8GA1UEAwwIT2xkIFJv
+b3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATkccu8XW5ZpUOCekf26lbW8nQ8
+YiYZ/OkxKjTUijY7H39quqzXk0ez9fZAfKL/eRmBOG0Rf8VgZZhgyAhKjyNQMAoG
+CCqGSM49BAMCA0cAMEQCIGaGBnQxgFpEu9+2Y9JMv+49S7T0N3rRvsfkf4ct20ZM
+AiBhnzId7qO70fN4XTrr9C6KW1GAwPf0HgvOdSv1NmdQPw==
+-----END CERTIFICATE-----
+`
+
+func TestRootOfBeforeVersion3IsAccepted(t *testing.T) {
+	if c := mustCA(t, []byte(oldRootText)).Chain()[0]; c.Version != 1 || c.IsCA {
+		t.Errorf("got version %d, CA %v: shows nothing", c.Version, c.IsCA)
 	}
 }
 

@@ -27,6 +27,7 @@ type file struct {
 	judged    bool
 	seen      [sha256.Size]byte // of the content that was judged last
 	candidate [sha256.Size]byte // of a content that was found once, and has to be found again
+	since     time.Time         // when it was found
 	good      *secret.Secret    // the last good one; nil: none yet
 	accepted  bool              // good was handed on
 	held      string
@@ -63,9 +64,13 @@ func (s *Source) lookFile(ctx context.Context, f *file, now time.Time) time.Time
 	contents, err := s.read(f)
 	seen := digest(contents, err)
 	switch {
-	case !f.judged, seen == f.candidate:
+	case !f.judged:
+	case seen == f.candidate:
+		if now.Sub(f.since) < debounce { // looked at for another reason
+			return f.since.Add(debounce)
+		}
 	case seen != f.seen: // it may be half written
-		f.candidate = seen
+		f.candidate, f.since = seen, now
 		return now.Add(debounce)
 	case f.good != nil && f.accepted && f.err == nil:
 		return s.offerAgain(ctx, f, now)

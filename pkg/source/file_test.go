@@ -172,6 +172,27 @@ func caConfig(paths ...string) Config {
 	return Config{ValidationContexts: []ValidationContext{{Name: "ca", Files: paths}}}
 }
 
+// Something else may be due while a file is being written.
+func TestContentHasToStandAlsoWhereSomethingElseIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, path := one(t)
+		write(t, path, goodCA(t))
+		w.start(caConfig(path))
+		w.stop()
+		write(t, path, goodCA(t))
+		found := time.Now()
+		for _, row := range []struct {
+			at   time.Duration
+			want int
+		}{{0, 1}, {1, 1}, {debounce - 1, 1}, {debounce, 2}} {
+			w.look(t.Context(), found.Add(row.at))
+			if got := w.accepted("ca"); got != row.want {
+				t.Errorf("after %v: %d contents were handed on, want %d", row.at, got, row.want)
+			}
+		}
+	})
+}
+
 func TestBadFileKeepsTheLastGoodAndIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, path := one(t)

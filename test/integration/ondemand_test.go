@@ -200,7 +200,7 @@ func TestOnDemandRotationUnderHandshakesFailsNone(t *testing.T) {
 	}
 }
 
-func TestThreeThousandRandomNamesLeaveNothingBehind(t *testing.T) {
+func TestRandomNamesLeaveNothingBehind(t *testing.T) {
 	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
@@ -221,7 +221,7 @@ func TestThreeThousandRandomNamesLeaveNothingBehind(t *testing.T) {
 			}
 			flood(0, 200) // warms up
 			before := runtime.NumGoroutine()
-			flood(1, 3000)
+			flood(1, 1200) // more than a node may have aliases, and than Envoy lets through by default
 			must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
 				if n := runtime.NumGoroutine(); n > before+10 {
 					return fmt.Errorf("%d goroutines, %d before", n, before)

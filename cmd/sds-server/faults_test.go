@@ -54,6 +54,12 @@ func TestStoreOfAnotherProcess(t *testing.T) {
 	b := newBox(t, settings{})
 	b.start()
 	b.importPair("www", "a1")
+	b.status(func(s admin.Status) error { // the server writes until the import's rollout has ended
+		if len(s.Rollouts) > 0 {
+			return fmt.Errorf("rollouts under way: %v", s.Rollouts)
+		}
+		return nil
+	})
 	before := b.hash(b.Store())
 	b.serveFails(1, "store.db: store is used by another process")
 	b.unchanged(before)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,4 +106,69 @@ func lineHas(text string, words ...string) bool {
 		}
 	}
 	return false
+}
+
+// TestOtherKindsFollowTheConfiguration takes secrets of every kind out of the configuration and puts them in again, with the server running, and with it down.
+func TestOtherKindsFollowTheConfiguration(t *testing.T) {
+	t.Parallel()
+	extra, dir := otherKinds(t)
+	b := newBox(t, settings{})
+	p := b.start()
+	served := func(want ...string) {
+		t.Helper()
+		b.eventually(func() error {
+			var latest admin.Snapshot
+			var s admin.Status
+			b.json(&s, "status")
+			b.json(&latest, "snapshots", "show", fmt.Sprint(s.Groups[0].Snapshot))
+			var got []string
+			for _, one := range latest.Secrets {
+				got = append(got, one.Name)
+			}
+			if !slices.Equal(got, want) || s.Groups[0].Snapshot != s.Groups[1].Snapshot || len(s.Secrets) != len(want) {
+				return fmt.Errorf("served are %q, and the status has %d; want %q", got, len(s.Secrets), want)
+			}
+			return nil
+		})
+	}
+	served()
+	b.configure(settings{Extra: extra})
+	served("corp-ca", "tickets", "token")
+	versions := func(name string) (n int) {
+		var s admin.Secret
+		b.json(&s, "secrets", "show", name)
+		return len(s.Versions)
+	}
+	b.must(p.Stop())
+	p = b.start()
+	served("corp-ca", "tickets", "token")
+	for _, name := range []string{"corp-ca", "tickets", "token"} {
+		if n := versions(name); n != 1 {
+			t.Errorf("%s has %d versions after a restart, want 1", name, n)
+		}
+	}
+	b.configure(settings{})
+	served()
+	b.must(p.Stop())
+	b.must(os.WriteFile(filepath.Join(dir, "token"), []byte("another"), 0o600))
+	b.configure(settings{Extra: extra})
+	b.start()
+	served("corp-ca", "tickets", "token")
+	var s admin.Secret
+	b.json(&s, "secrets", "show", "token")
+	if len(s.Versions) != 2 || len(s.Versions[0].Groups) != 2 || len(s.Versions[1].Groups) != 0 {
+		t.Errorf("token: %+v, want that the new content alone is served", s.Versions)
+	}
+	if n := versions("tickets"); n != 2 { // a ring that was away begins anew
+		t.Errorf("tickets has %d versions, want 2", n)
+	}
+	var r admin.Rollouts
+	b.json(&r, "rollout", "history")
+	for _, one := range r.Rollouts {
+		for _, c := range one.Change {
+			if c.Secret == "token" && c.To != nil && *c.To == s.Versions[1].Version && one.ID > 3 {
+				t.Errorf("rollout %d brought the old content back", one.ID)
+			}
+		}
+	}
 }

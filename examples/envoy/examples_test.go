@@ -43,6 +43,14 @@ func TestEachExampleBootsWithoutASecretAndRedirects(t *testing.T) {
 				t.Fatal(err)
 			}
 
+			log, err := envoy.Log()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if regexp.MustCompile(`(?i)\[(warning|error)\].*deprecated`).MatchString(log) {
+				t.Errorf("Envoy warns of something deprecated:\n%s", log)
+			}
+
 			base := fmt.Sprintf("http://127.0.0.1:%d", p.http)
 			if status, location, _ := get(t, base+"/x?y=1", "www.example.com"); status != http.StatusMovedPermanently || location != "https://www.example.com/x?y=1" {
 				t.Errorf("got %d to %q, want 301 to https://www.example.com/x?y=1", status, location)

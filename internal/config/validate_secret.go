@@ -79,7 +79,7 @@ func (v *validator) genericFile(path string, g GenericSecret) {
 	if err != nil || v.hasProblem(path) {
 		return // likewise
 	}
-	_, err = secret.NewGeneric(g.Name, data)
+	_, err = secret.ParseGeneric(g.Name, data)
 	v.secretProblems(path, err)
 }
 

@@ -109,8 +109,8 @@ func (c *Cache) touched(from *Set, diff map[string]secret.Version) []string {
 	return slices.Compact(names)
 }
 
-// Covering returns the certificates that a group serves under a host name that is no secret's own: those with the name itself before those
-// with a wildcard, the best one first in both. Nothing covers the name of a secret, whether a node may have that or not.
+// Covering returns the certificates of other secrets that a group serves and that cover a host name: those with the name itself before those with a
+// wildcard, the best one first in both. Where the name is a secret's own, they are no substitute for that: see Resource.
 func (c *Cache) Covering(groupName, asked string) []*Resource {
 	exact, wild, ok := hostKeys(asked)
 	if !ok {
@@ -123,13 +123,10 @@ func (c *Cache) Covering(groupName, asked string) []*Resource {
 		return nil
 	}
 	at := g.at()
-	if _, own := at.Secrets.Version(asked); own {
-		return nil
-	}
 	var found []*Resource
 	for _, dnsName := range []string{exact, wild} {
 		for _, m := range c.coverage[dnsName] {
-			if version, _ := at.Secrets.Version(m.name); version == m.version {
+			if version, _ := at.Secrets.Version(m.name); version == m.version && m.name != asked {
 				found = append(found, c.resources[m.name][m.version].Resource)
 			}
 		}

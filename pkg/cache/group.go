@@ -40,9 +40,8 @@ func (g *group) set(r groupRecord, at *Snapshot, revision int64) {
 	g.snapshot.Store(at)
 }
 
-// wake tells every subscriber of the changed secrets, and of the names that are no secret's own and are covered by a changed DNS name.
+// wake tells every subscriber of the changed secrets, and of the names that are covered by a changed DNS name.
 func (g *group) wake(changed, dnsNames []string) {
-	at := g.at().Secrets
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, name := range changed {
@@ -50,9 +49,7 @@ func (g *group) wake(changed, dnsNames []string) {
 	}
 	for _, dnsName := range dnsNames {
 		for asked := range g.asked.CoveredBy(dnsName) {
-			if _, own := at.Version(asked); !own {
-				g.markAll(asked)
-			}
+			g.markAll(asked)
 		}
 	}
 }

@@ -81,7 +81,9 @@ func (st *stream) reject(ctx context.Context, f flight, sub *subscription, messa
 		log = st.log.With("secret", f.resource.Name, "asked", f.name, "message", message)
 	}
 	if f.resource == nil {
-		log.WarnContext(ctx, "removal rejected")
+		if st.server.refusals.allow(time.Now()) { // an Envoy never does it, and who does can do it as often as he asks
+			log.WarnContext(ctx, "removal rejected")
+		}
 		return
 	}
 	log.WarnContext(ctx, "secret rejected", "version", f.resource.Version.Short())
@@ -95,7 +97,7 @@ func (st *stream) reject(ctx context.Context, f flight, sub *subscription, messa
 	}
 	// It may have nothing now: then it is given back what it acknowledged on an earlier stream, if that is known. What it goes on with under an
 	// alias may be of a certificate that it should not have any more.
-	if sub.held == "" || f.resource.Name != f.name {
+	if sub.held == "" || f.resource.Name != f.name || st.node.standIn(sub.record, f.name) {
 		st.enqueue(f.name, false)
 	}
 	st.server.changed(st.group)

@@ -1,6 +1,7 @@
 package sds
 
 import (
+	"cmp"
 	"container/list"
 	"slices"
 
@@ -30,12 +31,35 @@ func (s *Server) resolve(found []*cache.Resource, policy *Policy, group, name st
 		}
 		return found, snapshot
 	}
+	return s.covering(found, policy, group, name), snapshot
+}
+
+// covering appends the certificates that cover a name, of those that a node of the group may have.
+func (s *Server) covering(found []*cache.Resource, policy *Policy, group, name string) []*cache.Resource {
 	for _, res := range s.cache.Covering(group, name) {
 		if policy.Allowed(group, res.Name) {
 			found = append(found, res)
 		}
 	}
-	return found, snapshot
+	return found
+}
+
+// standIn reports whether the node goes on with another secret's certificate under a name, and rejected all that there was of the name's own.
+func (n *node) standIn(r *record, name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return r.good != nil && r.good.Name != name
+}
+
+// choice returns what the node may be sent of what it should have, and what it should have: see choose. A secret that came to be after its name was
+// covered by others, and that the node rejects, takes nothing away from it: it goes on with those, as far as it still may have them.
+func (st *stream) choice(name string, sub *subscription, found []*cache.Resource) (*cache.Resource, []*cache.Resource) {
+	res := st.node.choose(sub.record, name, found)
+	if res == nil && found[0].Name == name && st.node.standIn(sub.record, name) {
+		found = st.server.covering(found[:0], st.rights.policy, st.group, name)
+		res = st.node.choose(sub.record, name, found)
+	}
+	return res, found
 }
 
 // wanted returns what a node of the group should have under a name; nil for nothing.
@@ -114,10 +138,11 @@ func (n *node) letGo(r *record) {
 }
 
 // refusal returns the node's rejection of a version of a secret, under whatever name it was sent; nil if there is none. The same bytes are
-// not sent again under another name: they would be rejected there, too, and a handshake would wait for them in vain. The caller holds mu.
+// not sent again under another name: they would be rejected there, too, and a handshake would wait for them in vain. Under the same name it does not
+// matter whose bytes they were, because an Envoy ACKs what it rejected without applying it. The caller holds mu.
 func (n *node) refusal(name string, r *record, secretName string, version secret.Version) *NACK {
-	if k := r.refusal(secretName, version); k != nil {
-		return k
+	if i := slices.IndexFunc(r.nacks, func(k NACK) bool { return k.Version == version }); i >= 0 {
+		return &r.nacks[i]
 	}
 	if secretName != name {
 		if own := n.records[secretName]; own != nil {
@@ -141,6 +166,13 @@ func (r *record) refusal(secretName string, version secret.Version) *NACK {
 		}
 	}
 	return nil
+}
+
+// standsFor returns the secret that the node was sent under a name.
+func (n *node) standsFor(name string, r *record) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return cmp.Or(r.covering, name)
 }
 
 // knows reports whether the bytes that the node acknowledged last are known.

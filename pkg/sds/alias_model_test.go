@@ -154,14 +154,18 @@ func (m *aliasModel) connect() {
 	}
 }
 
-// candidates are the secrets that may be served under a name, the best first.
+// candidates are the secrets that may be served under a name, the best first: behind a secret's own those that covered the name before.
 func (m *aliasModel) candidates(asked string) []string {
-	if m.at[asked] != "" {
-		if m.forbidden[asked] {
-			return nil
-		}
-		return []string{asked}
+	if m.at[asked] == "" {
+		return m.covering(asked)
 	}
+	if m.forbidden[asked] {
+		return nil
+	}
+	return append([]string{asked}, slices.DeleteFunc(m.covering(asked), func(name string) bool { return name == asked })...)
+}
+
+func (m *aliasModel) covering(asked string) []string {
 	host := strings.ToLower(asked)
 	_, rest, dot := strings.Cut(host, ".")
 	var found []string

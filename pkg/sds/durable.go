@@ -113,6 +113,7 @@ func (l *ledger) restore(id recordID, s storedRecord, good *cache.Resource) {
 			s.NACKs[i].Secret = id.name
 		} else {
 			n.refusing[id.name] = r
+			l.groups[n.group].refused[n] = struct{}{}
 		}
 	}
 }
@@ -128,6 +129,9 @@ func (l *ledger) forgetNACKs(name string, gone func(secret.Version) bool) {
 		}
 		for asked, r := range n.refusing {
 			n.forgetNACKs(asked, r, name, gone)
+		}
+		if len(n.refusing) == 0 {
+			delete(l.groups[n.group].refused, n)
 		}
 		n.mu.Unlock()
 	}

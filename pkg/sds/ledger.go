@@ -42,6 +42,7 @@ type roster struct {
 	subscribers map[string]map[*node]struct{} // by subscribed name
 	asked       cache.Hosts                   // the subscribed names
 	offline     *list.List                    // of *node, the one that left first in front
+	refused     map[*node]struct{}            // those that unsubscribed from a name under which they rejected another secret
 }
 
 // node is one Envoy.
@@ -97,7 +98,7 @@ func newLedger(perIdentity int) *ledger {
 func (l *ledger) roster(group string) *roster {
 	r := l.groups[group]
 	if r == nil {
-		r = &roster{nodes: map[*node]struct{}{}, subscribers: map[string]map[*node]struct{}{}, offline: list.New()}
+		r = &roster{nodes: map[*node]struct{}{}, subscribers: map[string]map[*node]struct{}{}, offline: list.New(), refused: map[*node]struct{}{}}
 		l.groups[group] = r
 	}
 	return r
@@ -167,6 +168,7 @@ func (l *ledger) regroup(n *node, group string) {
 	old := l.groups[n.group]
 	if old != nil {
 		delete(old.nodes, n)
+		delete(old.refused, n)
 		if n.parked != nil {
 			old.offline.Remove(n.parked)
 			n.parked = nil
@@ -174,6 +176,9 @@ func (l *ledger) regroup(n *node, group string) {
 	}
 	next := l.roster(group)
 	next.nodes[n] = struct{}{}
+	if len(n.refusing) > 0 {
+		next.refused[n] = struct{}{}
+	}
 	for name, r := range n.records {
 		if r.subscribed {
 			if old != nil {
@@ -252,6 +257,7 @@ func (l *ledger) forget(n *node) {
 		}
 	}
 	delete(r.nodes, n)
+	delete(r.refused, n)
 	r.offline.Remove(n.parked)
 	n.parked = nil
 	delete(l.nodes, n.key)
@@ -308,6 +314,9 @@ func (l *ledger) drop(n *node, name string, r *record) {
 	}
 	r.subscribed = false
 	r.reset()
+	if n.refusing[name] != nil {
+		l.groups[n.group].refused[n] = struct{}{}
+	}
 }
 
 // subscribe counts one more stream of the node that wants a name. A node that comes anew has acknowledged nothing yet: an Envoy

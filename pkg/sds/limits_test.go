@@ -9,6 +9,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 )
 
@@ -247,6 +248,33 @@ func TestManyRequestsOnlySlowTheirStream(t *testing.T) {
 			t.Errorf("32 requests took %v, want a little more than 2s", d)
 		}
 	})
+}
+
+// Each answer brings the right to the next request; not if that asks for another answer.
+func TestRejectionsThatAskAgainAreSlowed(t *testing.T) {
+	for _, protocol := range []Protocol{Delta, ADSDelta} {
+		t.Run(string(protocol), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, Limits{RequestsPerStreamPerSecond: 100})
+				e := f.envoy(t, protocol, "edge-1")
+				e.subscribe("unknown")
+				began := time.Now()
+				for range 300 {
+					a := e.next()
+					e.request(nil, &discoveryv3.DeltaDiscoveryRequest{
+						ResponseNonce: a.nonce, ErrorDetail: &rpcstatus.Status{Code: int32(codes.Internal), Message: "no"},
+						ResourceNamesSubscribe: []string{"unknown"},
+					})
+				}
+				if d := time.Since(began); d < 1900*time.Millisecond || d > 3*time.Second {
+					t.Errorf("300 requests took %v, want about 2s", d)
+				}
+				if lines := strings.Count(f.log.String(), "removal rejected"); lines == 0 || lines > 20 {
+					t.Errorf("%d lines in the log, want a few", lines)
+				}
+			})
+		})
+	}
 }
 
 func TestAcknowledgementsAreNotSlowed(t *testing.T) {

@@ -387,7 +387,7 @@ func (p *player) expect(r *request) {
 	if i, ok := p.open[r.nonce]; ok {
 		name := p.names[i]
 		if r.nack {
-			p.budget[name]++ // what it acknowledged on an earlier stream
+			p.budget[name]++                                         // what it acknowledged on an earlier stream
 			misled := strings.Contains(r.message, wildcardRejection) // says nothing of the secret
 			if v := p.sent[i]; v != "" && !p.dropped[name] && !misled {
 				if p.nacked[name] == nil {

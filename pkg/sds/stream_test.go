@@ -134,6 +134,7 @@ func TestResubscriptionIsAnswered(t *testing.T) {
 		e.expect("a")
 		last := e.expect("b")
 		e.unsubscribe(last, "a")
+		e.silent() // it has arrived
 		f.rotate(t, "canary", "a")
 		e.silent()
 		e.names = append(e.names, "a")

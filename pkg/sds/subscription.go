@@ -105,7 +105,7 @@ func (st *stream) has(ctx context.Context, name string, version secret.Version) 
 	if sub.keeps = st.node.noteKnown(name, sub.record, found[0].Name, version, now); sub.keeps {
 		sub.held = version
 	}
-	res := st.node.choose(sub.record, name, found)
+	res, found := st.choice(name, sub, found)
 	if res == nil && sub.keeps {
 		res = st.recall(ctx, found, version)
 	}

@@ -134,7 +134,7 @@ func (n *node) view(w wants) Node {
 			continue
 		}
 		want, by := w.of(name)
-		if r.evicted {
+		if r.evicted && by != name {
 			want, by = "", name
 		}
 		one := NodeSecret{Name: name, Want: want, Sent: versionAt(r.sent, r.sentAt), Acked: versionAt(r.acked, r.ackedAt)}
@@ -195,11 +195,11 @@ func (n *node) state(w wants) State {
 	state := Synced
 	for name, r := range n.records {
 		want, of := secret.Version(""), ""
-		if n.counts(r) && !r.evicted {
+		if n.counts(r) {
 			want, of = w.of(name)
 		}
 		switch {
-		case want == "":
+		case want == "", r.evicted && of != name:
 		case n.refusal(name, r, of, want) != nil:
 			return Nacked
 		case r.acked != want:
@@ -246,8 +246,8 @@ type NodeProgress struct {
 }
 
 // Progress returns how far each node is that subscribes to at least one secret of a change in its group, or did when it went offline,
-// sorted by identity and node: by the secret's name, or by a name that its certificate covers. An empty version is a removal, which no node
-// has to acknowledge. Secrets that the group may not have do not count. The cost is that of the nodes which subscribe to the names.
+// sorted by identity and node: by the secret's name, or by a name that its certificate covers. One that rejected the wanted version under such a
+// name counts, too, after it unsubscribed. An empty version is a removal, which no node has to acknowledge. Secrets that the group may not have do not count. The cost is that of the nodes which subscribe to the names.
 func (s *Server) Progress(group string, want map[string]secret.Version) []NodeProgress {
 	policy, now := s.rights.Load().policy, time.Now()
 	names := make(map[string]goal, len(want))
@@ -295,7 +295,8 @@ func (l *ledger) asked(group string, dnsNames []string) []string {
 	return names
 }
 
-// subscribers lists the nodes of a group that subscribe to any of the names.
+// subscribers lists the nodes of a group that subscribe to any of the names, and those that may have rejected something under one of them before they
+// unsubscribed.
 func (l *ledger) subscribers(group string, names map[string]goal) []*node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -303,7 +304,7 @@ func (l *ledger) subscribers(group string, names map[string]goal) []*node {
 	if r == nil {
 		return nil
 	}
-	found := map[*node]struct{}{}
+	found := maps.Clone(r.refused)
 	for name := range names {
 		maps.Copy(found, r.subscribers[name])
 	}
@@ -339,7 +340,7 @@ func (n *node) progress(want map[string]goal, now time.Time) (NodeProgress, bool
 	subscribes := false
 	for name, r := range n.among(want) {
 		g := want[name]
-		if !n.counts(r) || r.evicted {
+		if !n.counts(r) || r.evicted && g.secret != name {
 			continue
 		}
 		subscribes = true
@@ -348,14 +349,28 @@ func (n *node) progress(want map[string]goal, now time.Time) (NodeProgress, bool
 		}
 		p.Acked = false
 		if nack := n.refusal(name, r, g.secret, g.version); nack != nil {
-			if p.NACK == nil || nack.At.After(p.NACK.At) {
-				p.NACK = new(*nack)
-			}
+			p.refuse(*nack, g.secret)
 		} else if r.sent == g.version {
 			if sent := time.Unix(0, r.sentAt); p.Since.IsZero() || sent.Before(p.Since) {
 				p.Since = sent
 			}
 		}
 	}
+	for _, r := range n.refusing { // an on-demand Envoy ends a subscription that it was told there is nothing under
+		for _, nack := range r.nacks {
+			if g := want[nack.Secret]; g.secret == nack.Secret && g.version == nack.Version {
+				subscribes, p.Acked = true, false
+				p.refuse(nack, g.secret)
+			}
+		}
+	}
 	return p, subscribes
+}
+
+// refuse notes a rejection of a secret's wanted version.
+func (p *NodeProgress) refuse(nack NACK, secretName string) {
+	if p.NACK == nil || nack.At.After(p.NACK.At) {
+		nack.Secret = secretName
+		p.NACK = &nack
+	}
 }

@@ -19,8 +19,8 @@ const (
 )
 
 // ParseValidationContext parses the CA certificates by which Envoy judges certificates of its peers, and applies every rule that
-// needs no clock. Inputs are joined, each in PEM; a certificate that occurs twice counts once. The result does not depend on
-// their order.
+// needs no clock. Inputs are joined, each in PEM, possibly with comments around the blocks; a certificate that occurs twice counts once. The
+// result does not depend on their order.
 //
 // Envoy rejects what it cannot parse, but accepts certificates that are no CA, or a private key among them, which it would keep
 // in its memory on every node. An expired certificate among valid ones is accepted here, as Envoy accepts it: it convinces
@@ -67,7 +67,7 @@ func ParseValidationContext(name string, inputs ...[]byte) (*Secret, error) {
 func parseCAs(text []byte, p *problems) []*x509.Certificate {
 	const source = "CA certificates"
 	var all []*x509.Certificate
-	for _, b := range scanPEM(text, source, p) {
+	for _, b := range scanBundle(text, source, p) {
 		switch {
 		case b.label == labelCertificate && !b.encrypted:
 			c, err := x509.ParseCertificate(b.der)
@@ -99,7 +99,7 @@ func checkCAs(all []*x509.Certificate, p *problems) {
 	for _, c := range all {
 		names += len(c.RawSubject) + 2
 		switch {
-		case !c.BasicConstraintsValid || !c.IsCA:
+		case (!c.BasicConstraintsValid || !c.IsCA) && !oldRoot(c):
 			p.add(RuleNotCA, "CA certificates: %s is not a CA certificate", p.describe(c))
 		case hasExtension(c, oidKeyUsage) && c.KeyUsage&x509.KeyUsageCertSign == 0:
 			p.add(RuleNotCA, "CA certificates: the key usage of %s does not allow it to sign certificates", p.describe(c))
@@ -117,6 +117,11 @@ func checkCAs(all []*x509.Certificate, p *problems) {
 	if names > maxCANames {
 		p.add(RuleCANamesTooLarge, "CA certificates: their names have %d bytes, more than the %d that fit into a TLS handshake", names, maxCANames)
 	}
+}
+
+// oldRoot reports whether a certificate is a root of before X.509 version 3, which cannot say that it is a CA. Envoy takes it for one.
+func oldRoot(c *x509.Certificate) bool {
+	return c.Version == 1 && bytes.Equal(c.RawSubject, c.RawIssuer)
 }
 
 // checkSomeCA wants one CA certificate of a validation context that is valid at now, and none that is not yet valid before one of the

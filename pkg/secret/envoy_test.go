@@ -124,6 +124,20 @@ var envoyRejects = []refusal{
 	},
 }
 
+// envoyRejectsKinds has the rows of other kinds than certificates that a real Envoy 1.40.0 NACKed. TestRefusesOtherKinds runs them.
+var envoyRejectsKinds = []otherRefusal{
+	{
+		name: "junk CA bundle", rules: []Rule{RulePEMTrailing},
+		parse: func(*testing.T, *world) (*Secret, error) { return ca([]byte("no certificates")) },
+	},
+	{
+		name: "ticket key of 79 bytes", rules: []Rule{RuleTicketKeySize},
+		parse: func(t *testing.T, _ *world) (*Secret, error) {
+			return NewTicketKeys("tickets", [][]byte{newTicketKey(t), newTicketKey(t)[1:]})
+		},
+	},
+}
+
 // TestRefusesWhatOnlyClientsReject has the rows that a real Envoy 1.40.0 ACKed and served.
 func TestRefusesWhatOnlyClientsReject(t *testing.T) { runRefusals(t, clientsReject) }
 

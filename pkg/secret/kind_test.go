@@ -44,7 +44,7 @@ func ticketKeys(t testing.TB, n int) [][]byte {
 
 func TestRefusesOtherKinds(t *testing.T) {
 	w := newWorld(t)
-	for _, row := range slices.Concat(caRules, ticketRules, genericRules) {
+	for _, row := range slices.Concat(envoyRejectsKinds, caRules, ticketRules, genericRules) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			s, err := row.parse(t, w)
@@ -67,10 +67,21 @@ var caRules = []otherRefusal{
 	{"no name", func(_ *testing.T, w *world) (*Secret, error) {
 		return ParseValidationContext("", chainText(w.root.cert))
 	}, []Rule{RuleName}},
-	{"junk", func(*testing.T, *world) (*Secret, error) { return ca([]byte("junk")) }, []Rule{RulePEMTrailing}},
 	{"junk beside a CA", func(_ *testing.T, w *world) (*Secret, error) {
 		return ca(chainText(w.root.cert), []byte("junk"))
 	}, []Rule{RulePEMTrailing}},
+	{"what is left of a block", func(_ *testing.T, w *world) (*Secret, error) {
+		_, rest, _ := bytes.Cut(chainText(w.middle.cert), []byte("\n"))
+		return ca(join([]byte("# Root\n"), chainText(w.root.cert), rest))
+	}, []Rule{RulePEMTrailing}},
+	{"one line that is left of a block", func(_ *testing.T, w *world) (*Secret, error) {
+		line := bytes.Split(chainText(w.middle.cert), []byte("\n"))[1]
+		return ca(join(chainText(w.root.cert), line))
+	}, []Rule{RulePEMTrailing}},
+	{"a BEGIN line that is indented", func(_ *testing.T, w *world) (*Secret, error) {
+		return ca(join(chainText(w.root.cert), []byte(" -----BEGIN CERTIFICATE-----\n")))
+	}, []Rule{RulePEMTrailing}},
+	{"comments only", func(*testing.T, *world) (*Secret, error) { return ca([]byte("# Root\n")) }, []Rule{RulePEMTrailing}},
 	{"cut off", func(_ *testing.T, w *world) (*Secret, error) {
 		text := chainText(w.root.cert, w.middle.cert)
 		return ca(text[:len(text)-40])
@@ -135,9 +146,6 @@ var ticketRules = []otherRefusal{
 	{"too many ticket keys", func(t *testing.T, _ *world) (*Secret, error) {
 		return NewTicketKeys("tickets", ticketKeys(t, MaxTicketKeys+1))
 	}, []Rule{RuleTooManyTicketKeys}},
-	{"short ticket key", func(t *testing.T, _ *world) (*Secret, error) {
-		return NewTicketKeys("tickets", [][]byte{newTicketKey(t), newTicketKey(t)[1:]})
-	}, []Rule{RuleTicketKeySize}},
 	{"long ticket key", func(t *testing.T, _ *world) (*Secret, error) {
 		return NewTicketKeys("tickets", [][]byte{append(newTicketKey(t), 1)})
 	}, []Rule{RuleTicketKeySize}},
@@ -177,6 +185,13 @@ func TestCABundleIsASet(t *testing.T) {
 		"CRLF":            {bytes.ReplaceAll(chainText(w.root.cert, other), []byte("\n"), []byte("\r\n"))},
 		"no last line":    {bytes.TrimSpace(chainText(w.root.cert)), chainText(other)},
 		"and white space": {chainText(w.root.cert, other), []byte("\n")},
+		"comments as in the bundles of distributions": {
+			join([]byte("##\n## Roots: \"x\"\n##\n\n# Root\n"), chainText(w.root.cert), []byte("\nOther\n"+strings.Repeat("=", 44)+"\n"), chainText(other)),
+		},
+		"comments as of openssl": {
+			join([]byte("Bag Attributes\n    localKeyID: 01 02\nsubject=CN = Root\n\n"), chainText(w.root.cert),
+				[]byte("Certificate:\n    Data:\n        Version: 3 (0x2)\n         5d:"+strings.Repeat("ff:", 17)+"\n-----\n"), chainText(other)),
+		},
 	} {
 		if got := mustCA(t, inputs...).Version(key); got != want {
 			t.Errorf("%s: got version %s, want %s", name, got, want)
@@ -184,6 +199,23 @@ func TestCABundleIsASet(t *testing.T) {
 	}
 	if got := mustCA(t, chainText(other)).Version(key); got == want {
 		t.Error("one CA less: got the same version, want another")
+	}
+}
+
+// oldRootText is a root as they were before X.509 version 3, by openssl 3.0.
+const oldRootText = `-----BEGIN CERTIFICATE-----
+MIIBDjCBtgIBATAKBggqhkjOPQQDAjATMREwDwYDVQQDDAhPbGQgUm9vdDAgFw0y
+NjExMjQxMDQ1MjJaGA8yMTI2MTAzMTEwNDUyMlowEzERMA8GA1UEAwwIT2xkIFJv
+b3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATkccu8XW5ZpUOCekf26lbW8nQ8
+YiYZ/OkxKjTUijY7H39quqzXk0ez9fZAfKL/eRmBOG0Rf8VgZZhgyAhKjyNQMAoG
+CCqGSM49BAMCA0cAMEQCIGaGBnQxgFpEu9+2Y9JMv+49S7T0N3rRvsfkf4ct20ZM
+AiBhnzId7qO70fN4XTrr9C6KW1GAwPf0HgvOdSv1NmdQPw==
+-----END CERTIFICATE-----
+`
+
+func TestRootOfBeforeVersion3IsAccepted(t *testing.T) {
+	if c := mustCA(t, []byte(oldRootText)).Chain()[0]; c.Version != 1 || c.IsCA {
+		t.Errorf("got version %d, CA %v: shows nothing", c.Version, c.IsCA)
 	}
 }
 
@@ -422,4 +454,26 @@ func FuzzParseValidationContext(f *testing.F) {
 			t.Fatal("it is valid, but no CA certificate ends")
 		}
 	})
+}
+
+// A file of one line of text is served without the end of the line. Where nothing is left, or too much, it is refused, by `validate` as by the
+// running server.
+func TestGenericFileIsReadByteByByteButForALineEnd(t *testing.T) {
+	for content, want := range map[string]string{
+		"token": "token", "token\n": "token", "token\r\n": "token", "to ken \n": "to ken ", "ü\n": "ü",
+		"two\nlines\n": "two\nlines\n", "token\n\n": "token\n\n", "\xff\n": "\xff\n", "\x00\n": "\x00\n", "a\tb\n": "a\tb\n",
+		strings.Repeat("a", MaxGenericSize) + "\n": strings.Repeat("a", MaxGenericSize),
+	} {
+		s, err := ParseGeneric("token", []byte(content))
+		if err != nil {
+			t.Errorf("%.20q: %v", content, err)
+		} else if got := string(s.Generic()); got != want {
+			t.Errorf("%.20q: got %.20q, want %.20q", content, got, want)
+		}
+	}
+	for content, want := range map[string]Rule{"": RuleEmptyGeneric, "\n": RuleEmptyGeneric, strings.Repeat("a", MaxGenericSize+1) + "\n": RuleGenericTooLarge} {
+		if _, err := ParseGeneric("token", []byte(content)); !slices.Equal(Rules(err), []Rule{want}) {
+			t.Errorf("%.20q: got %v, want %s", content, err, want)
+		}
+	}
 }

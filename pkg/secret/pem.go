@@ -36,20 +36,32 @@ type block struct {
 // secret. So everything that is neither a whole block nor white space is a problem here. Content is never quoted in a
 // problem, because a mangled key is still a key.
 type scanner struct {
-	source string // "chain" or "key", for the problems
-	p      *problems
+	source   string // "chain" or "key", for the problems
+	p        *problems
+	comments bool // text outside of blocks is allowed
 
 	blocks  []block
 	current *block // the block that is open; nil outside
 	bad     bool   // the open block has a problem already
 	headers bool   // the open block has header lines
 	body    strings.Builder
-	text    int // number of the first line outside of a block that is not white space; 0 if none
+	text    int  // number of the first line outside of a block that is not white space; 0 if none
+	damage  bool // that line is no comment
 }
 
 // scanPEM returns the whole blocks of text and adds everything else in it as problems.
 func scanPEM(text []byte, source string, p *problems) []block {
-	s := &scanner{source: source, p: p}
+	return (&scanner{source: source, p: p}).scan(text)
+}
+
+// scanBundle is scanPEM for a bundle of certificates, in which people and programs say what each of them is: openssl -text does, the bundles of
+// Linux distributions and of Mozilla do. What is left of a damaged block is still a problem, and so is text that explains no block.
+func scanBundle(text []byte, source string, p *problems) []block {
+	return (&scanner{source: source, p: p, comments: true}).scan(text)
+}
+
+func (s *scanner) scan(text []byte) []block {
+	source, p := s.source, s.p
 	if looksLikeDER(text) {
 		p.add(RuleDER, "%s: binary data, probably DER, instead of PEM", source)
 		return nil
@@ -62,7 +74,7 @@ func scanPEM(text []byte, source string, p *problems) []block {
 	if s.current != nil {
 		s.truncated()
 	}
-	if s.text > 0 {
+	if s.text > 0 && (!s.comments || s.damage || len(s.blocks) == 0) {
 		p.add(RulePEMTrailing, "%s: line %d: text outside of a PEM block", source, s.text)
 	}
 	return s.blocks
@@ -77,7 +89,10 @@ func (s *scanner) scanLine(number int, line string) {
 		}
 		s.open(number, line)
 	case s.current == nil:
-		if line != "" && s.text == 0 {
+		if line == "" || s.damage {
+			return
+		}
+		if s.damage = !isComment(line); s.text == 0 || s.damage {
 			s.text = number
 		}
 	case strings.HasPrefix(line, pemEnd):
@@ -148,6 +163,18 @@ func (s *scanner) garbage(format string, args ...any) {
 func looksLikeDER(text []byte) bool {
 	const sequence = 0x30
 	return len(text) > 0 && text[0] == sequence && (bytes.IndexByte(text, 0) >= 0 || !utf8.Valid(text))
+}
+
+// isComment reports whether a line outside of blocks is not what is left of one: neither a BEGIN or END line, nor base64.
+func isComment(line string) bool {
+	if strings.Contains(line, "--") && (strings.Contains(line, "BEGIN ") || strings.Contains(line, "END ")) {
+		return false
+	}
+	const shortest = 40 // no word is that long; lines of PEM have 64 columns
+	body := strings.TrimRight(line, "=")
+	return len(body) < shortest || strings.ContainsFunc(body, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '+' && r != '/'
+	})
 }
 
 // isLabel reports whether a PEM label can be shown to a person: short, upper case.

@@ -74,7 +74,7 @@ func TestEveryRuleHasHintAndRow(t *testing.T) {
 			}
 		}
 	}
-	for _, row := range slices.Concat(caRules, ticketRules, genericRules) {
+	for _, row := range slices.Concat(envoyRejectsKinds, caRules, ticketRules, genericRules) {
 		if len(row.rules) == 1 {
 			alone[row.rules[0]] = true
 		}

@@ -1,7 +1,6 @@
 package source
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -12,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/sds-server/sds-server/pkg/secret"
 )
@@ -27,6 +24,7 @@ type file struct {
 	judged    bool
 	seen      [sha256.Size]byte // of the content that was judged last
 	candidate [sha256.Size]byte // of a content that was found once, and has to be found again
+	since     time.Time         // when it was found
 	good      *secret.Secret    // the last good one; nil: none yet
 	accepted  bool              // good was handed on
 	held      string
@@ -63,9 +61,13 @@ func (s *Source) lookFile(ctx context.Context, f *file, now time.Time) time.Time
 	contents, err := s.read(f)
 	seen := digest(contents, err)
 	switch {
-	case !f.judged, seen == f.candidate:
+	case !f.judged:
+	case seen == f.candidate:
+		if now.Sub(f.since) < debounce { // looked at for another reason
+			return f.since.Add(debounce)
+		}
 	case seen != f.seen: // it may be half written
-		f.candidate = seen
+		f.candidate, f.since = seen, now
 		return now.Add(debounce)
 	case f.good != nil && f.accepted && f.err == nil:
 		return s.offerAgain(ctx, f, now)
@@ -177,27 +179,13 @@ func readFile(path string, limit int64) ([]byte, error) {
 // parse judges a content.
 func (f *file) parse(contents [][]byte, now time.Time) (*secret.Secret, error) {
 	if f.kind == secret.KindGenericSecret {
-		return secret.NewGeneric(f.name, trimLine(contents[0]))
+		return secret.ParseGeneric(f.name, contents[0])
 	}
 	s, err := secret.ParseValidationContext(f.name, contents...)
 	if err != nil {
 		return nil, err
 	}
 	return s, s.Validate(now, secret.Expectation{})
-}
-
-// trimLine takes the end of the line off a content that is one line of text: editors and echo write it, nobody means it, and in the header of a request
-// it would be refused. Other content stays as it is, because each byte of it may count.
-func trimLine(data []byte) []byte {
-	line, found := bytes.CutSuffix(data, []byte("\n"))
-	if !found {
-		return data
-	}
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	if !utf8.Valid(line) || bytes.ContainsFunc(line, unicode.IsControl) {
-		return data
-	}
-	return line
 }
 
 // digest is one of the contents; what cannot be read counts by its error.

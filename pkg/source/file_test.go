@@ -172,6 +172,27 @@ func caConfig(paths ...string) Config {
 	return Config{ValidationContexts: []ValidationContext{{Name: "ca", Files: paths}}}
 }
 
+// Something else may be due while a file is being written.
+func TestContentHasToStandAlsoWhereSomethingElseIsDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, path := one(t)
+		write(t, path, goodCA(t))
+		w.start(caConfig(path))
+		w.stop()
+		write(t, path, goodCA(t))
+		found := time.Now()
+		for _, row := range []struct {
+			at   time.Duration
+			want int
+		}{{0, 1}, {1, 1}, {debounce - 1, 1}, {debounce, 2}} {
+			w.look(t.Context(), found.Add(row.at))
+			if got := w.accepted("ca"); got != row.want {
+				t.Errorf("after %v: %d contents were handed on, want %d", row.at, got, row.want)
+			}
+		}
+	})
+}
+
 func TestBadFileKeepsTheLastGoodAndIsLoggedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, path := one(t)
@@ -353,17 +374,6 @@ func TestSeveralFilesAreOneSecret(t *testing.T) {
 			t.Errorf("without the secret: %d series", n)
 		}
 	})
-}
-
-func TestGenericFileIsReadByteByByteButForALineEnd(t *testing.T) {
-	for content, want := range map[string]string{
-		"token": "token", "token\n": "token", "token\r\n": "token", "to ken \n": "to ken ", "ü\n": "ü", "\n": "",
-		"two\nlines\n": "two\nlines\n", "token\n\n": "token\n\n", "\xff\n": "\xff\n", "\x00\n": "\x00\n", "a\tb\n": "a\tb\n",
-	} {
-		if got := string(trimLine([]byte(content))); got != want {
-			t.Errorf("%q: got %q, want %q", content, got, want)
-		}
-	}
 }
 
 func TestPrivateFileThatStrangersCanReadIsNotTakenUp(t *testing.T) {

@@ -4,19 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,7 +21,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/testenv"
@@ -37,7 +31,7 @@ import (
 type kinds struct {
 	*testenv.T
 	server *testenv.Process
-	ca     *testAuthority
+	pki    *pki
 	serial map[string]string         // of the served certificates, by secret
 	port   map[string]map[string]int // of the listeners, by group and name
 	extra  string
@@ -151,17 +145,15 @@ static_resources:
 // startKinds starts the server and both Envoys. The upstream answers with the Authorization header of the request.
 func startKinds(t *testing.T, manual bool, extra string) *kinds {
 	t.Helper()
-	k := &kinds{T: testenv.NewT(t), ca: newTestAuthority(t), serial: map[string]string{}, port: map[string]map[string]int{}, envoys: map[string]*testenv.Envoy{}, manual: manual, extra: extra}
+	k := &kinds{T: testenv.NewT(t), pki: newPKI(t), serial: map[string]string{}, port: map[string]map[string]int{}, envoys: map[string]*testenv.Envoy{}, manual: manual, extra: extra}
 	k.http = k.Address()
 	_, err := k.run(k.Context(), "init", "--dir", k.Dir)
 	must(t, err)
 	k.configure()
 	k.server = k.Process(testenv.ProcessOptions{Name: "sds-server", Path: binary(t), Args: []string{"serve", "-c", k.file("sds-server.yaml")}})
 	must(t, k.server.WaitHTTP(k.Ready(), "http://"+k.http+"/readyz"))
-	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
-	must(t, err)
-	k.renew("rsa", rsaKey)
-	k.renew("ecdsa", newECDSA(t))
+	k.renew("rsa", k.pki.rsaKey(t, 2048, 0))
+	k.renew("ecdsa", newECKey(t, elliptic.P256()))
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header.Get("Authorization")) }))
 	t.Cleanup(upstream.Close)
 	address, ok := upstream.Listener.Addr().(*net.TCPAddr)
@@ -211,14 +203,12 @@ func (k *kinds) run(ctx context.Context, args ...string) (string, error) {
 // renew gives a certificate for site to a secret.
 func (k *kinds) renew(name string, key crypto.Signer) {
 	k.Helper()
-	chain, serial := k.ca.issue(k, key)
-	der, err := x509.MarshalPKCS8PrivateKey(key)
+	p := k.pki.keyed(k, site, key)
+	k.write(name+".crt", p.chain)
+	k.write(name+".key", p.key)
+	_, err := k.run(k.Context(), "secrets", "import", name, "--chain", k.file(name+".crt"), "--key", k.file(name+".key"))
 	must(k, err)
-	k.write(name+".crt", chain)
-	k.write(name+".key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	_, err = k.run(k.Context(), "secrets", "import", name, "--chain", k.file(name+".crt"), "--key", k.file(name+".key"))
-	must(k, err)
-	k.serial[name] = serial
+	k.serial[name] = serial(k, p)
 }
 
 func (k *kinds) address(group, listener string) string {
@@ -249,68 +239,6 @@ func (k *kinds) eventually(check func(ctx context.Context) error) {
 	must(k, testenv.Eventually(k.Ready(), check))
 }
 
-// testAuthority issues certificates with any key.
-type testAuthority struct {
-	cert *x509.Certificate
-	key  crypto.Signer
-}
-
-func newECDSA(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	return key
-}
-
-func newTestAuthority(t testing.TB) *testAuthority {
-	t.Helper()
-	a := &testAuthority{key: newECDSA(t)}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA " + rand.Text()[:8]}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, a.key.Public(), a.key)
-	must(t, err)
-	a.cert, err = x509.ParseCertificate(der)
-	must(t, err)
-	return a
-}
-
-func (a *testAuthority) pem() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw})
-}
-
-func (a *testAuthority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
-// issue returns a chain, leaf and CA, for servers and clients.
-func (a *testAuthority) issue(t testing.TB, key crypto.Signer) (chain []byte, serial string) {
-	t.Helper()
-	number, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	must(t, err)
-	template := &x509.Certificate{
-		SerialNumber: number.Add(number, big.NewInt(2)), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(12 * time.Hour), DNSNames: []string{site},
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	must(t, err)
-	leaf, err := x509.ParseCertificate(der)
-	must(t, err)
-	return append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), a.pem()...), testenv.Serial(leaf)
-}
-
-// client is a certificate for a client.
-func (a *testAuthority) client(t testing.TB) tls.Certificate {
-	t.Helper()
-	key := newECDSA(t)
-	chain, _ := a.issue(t, key)
-	block, _ := pem.Decode(chain)
-	return tls.Certificate{Certificate: [][]byte{block.Bytes}, PrivateKey: key}
-}
-
 // A client that takes only RSA gets the RSA certificate, others that with ECDSA, and each is renewed alone.
 func TestRSAAndECDSAAreServedOnOneListener(t *testing.T) {
 	k := startKinds(t, false, "")
@@ -329,11 +257,9 @@ func TestRSAAndECDSAAreServedOnOneListener(t *testing.T) {
 		}
 	}
 	serves()
-	other, err := rsa.GenerateKey(rand.Reader, 2048)
-	must(t, err)
-	k.renew("rsa", other)
+	k.renew("rsa", k.pki.rsaKey(t, 2048, 1))
 	serves()
-	k.renew("ecdsa", newECDSA(t))
+	k.renew("ecdsa", newECKey(t, elliptic.P256()))
 	serves()
 }
 
@@ -381,25 +307,12 @@ func (k *kinds) hammer(group string, client tls.Certificate) (j *judged, stop fu
 	return j, func() { cancel(); <-done }
 }
 
-// knock makes one request with a client's certificate. A handshake alone would not do: in TLS 1.3 the client has finished it before the server judges the
-// certificate, and a refusal may get lost.
+// knock makes one request with a client's certificate.
 func (k *kinds) knock(ctx context.Context, group string, client tls.Certificate) error {
-	transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
-		ServerName: site, RootCAs: k.ca.pool(), MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{client},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+k.address(group, "clients"), http.NoBody)
-	if err != nil {
-		return err
-	}
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close() // nothing of it is needed
-	if resp.StatusCode != http.StatusOK {
-		return errors.New(resp.Status)
-	}
-	return nil
+	config := serverConfig(site)
+	config.Certificates = []tls.Certificate{client}
+	_, err := visit(ctx, k.address(group, "clients"), config)
+	return err
 }
 
 // expect waits until the group accepts, or refuses, a client.
@@ -416,10 +329,10 @@ func (k *kinds) expect(group string, client tls.Certificate, accepted bool) {
 
 // TestCAIsReplacedWithAnOverlap goes through the procedure of docs/operations.md: while both CAs are in force, no client of either is refused.
 func TestCAIsReplacedWithAnOverlap(t *testing.T) {
-	older, newer := newTestAuthority(t), newTestAuthority(t)
+	older, newer := newPKI(t), newPKI(t)
 	dir := t.TempDir()
 	mounted := mount{t: t, dir: dir}
-	mounted.swap(older.pem())
+	mounted.swap(certText(older.root.cert))
 	k := startKinds(t, false, fmt.Sprintf("validation_contexts: [{name: corp-ca, ca_files: [%s/ca.pem]}]", dir))
 	was, is := older.client(t), newer.client(t)
 	var loads []*judged
@@ -430,7 +343,7 @@ func TestCAIsReplacedWithAnOverlap(t *testing.T) {
 		j, stop := k.hammer(group, was)
 		loads, stops = append(loads, j), append(stops, stop)
 	}
-	mounted.swap(append(older.pem(), newer.pem()...))
+	mounted.swap(certText(older.root.cert, newer.root.cert))
 	for _, group := range edgeGroups {
 		k.expect(group, is, true)
 		j, stop := k.hammer(group, is)
@@ -446,7 +359,7 @@ func TestCAIsReplacedWithAnOverlap(t *testing.T) {
 	for i := range edgeGroups { // the clients of the old CA have got new certificates
 		stops[i]()
 	}
-	mounted.swap(newer.pem())
+	mounted.swap(certText(newer.root.cert))
 	for _, group := range edgeGroups {
 		k.expect(group, was, false)
 		k.expect(group, is, true)
@@ -531,25 +444,9 @@ func (s *session) Put(_ string, state *tls.ClientSessionState) {
 
 // visit makes a request with a session, and reports whether it was resumed.
 func (k *kinds) visit(ctx context.Context, group string, version uint16, s *session) (resumed bool, err error) {
-	dialer := &tls.Dialer{Config: &tls.Config{
-		ServerName: site, RootCAs: k.ca.pool(), MinVersion: version, MaxVersion: version, ClientSessionCache: s,
-	}}
-	conn, err := dialer.DialContext(ctx, "tcp", k.address(group, "tickets"))
-	if err != nil {
-		return false, err
-	}
-	defer conn.Close() // the answer is read to its end
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); err != nil {
-		return false, err
-	}
-	if _, err := io.Copy(io.Discard, conn); err != nil { // TLS 1.3 sends tickets after the handshake
-		return false, err
-	}
-	secured, ok := conn.(*tls.Conn)
-	if !ok {
-		return false, fmt.Errorf("connection is a %T", conn)
-	}
-	return secured.ConnectionState().DidResume, nil
+	config := serverConfig(site)
+	config.MinVersion, config.MaxVersion, config.ClientSessionCache = version, version, s
+	return visit(ctx, k.address(group, "tickets"), config)
 }
 
 // sessions are one for each TLS version.
@@ -618,8 +515,8 @@ func (k *kinds) rotate(ring func(string, int) string, keep int, check func(step 
 	if keep > 1 {
 		check("canary learns")
 	}
+	learned := k.versions()["canary"] // which goes on as soon as production has it, too
 	k.promote()
-	learned := k.versions()["canary"]
 	k.await("ok", func(v map[string]string) bool { return v["canary"] != learned && v["production"] == learned })
 	if keep > 1 { // with one key the old one goes here
 		check("canary encrypts")

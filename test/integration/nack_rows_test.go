@@ -44,13 +44,15 @@ type nackRow struct {
 	message string
 	// pair makes a chain and a key for a host name. It is nil where the row has other content than a pair, see raw.
 	pair func(t *testing.T, p *pki, host string) pair
-	// rules are those that the pair breaks in pkg/secret: all of them.
+	// rules are those that the content breaks in pkg/secret: all of them.
 	rules []secret.Rule
 	// binary says that the pair cannot stand in a stored record, which is text.
 	binary bool
-	// raw makes a resource that no stored record can express. ParseCertificate has no parameter for such content, so that nothing needs
-	// to refuse it: the row shows that Envoy's NACK does no harm should it ever be sent.
+	// raw makes a resource that no stored record of a certificate can express. Where parse is nil, pkg/secret has no parameter for such
+	// content either, so that nothing needs to refuse it: the row shows that Envoy's NACK does no harm should it ever be sent.
 	raw func(t *testing.T, p *pki, host string) *anypb.Any
+	// parse gives the content of raw to pkg/secret, where it breaks the rules.
+	parse func(name string) (*secret.Secret, error)
 	// unseenInSotW says that Envoy drops the resource in state of the world, ACKs, and serves the old one.
 	unseenInSotW bool
 	// kind is set where the row's secret is not a certificate.
@@ -214,6 +216,7 @@ var rejectedOthers = []nackRow{
 		raw: func(t *testing.T, _ *pki, host string) *anypb.Any { return packed(t, &tlsv3.Secret{Name: host}) },
 	},
 	{
+		// A generic secret is good as such: a name has one kind, see internal/config.
 		name: "generic secret instead", message: "Failed to load incomplete private key from path: ",
 		raw: func(t *testing.T, _ *pki, host string) *anypb.Any {
 			return packed(t, &tlsv3.Secret{Name: host, Type: &tlsv3.Secret_GenericSecret{GenericSecret: &tlsv3.GenericSecret{Secret: inline([]byte("token"))}}})
@@ -307,18 +310,23 @@ func packed(t *testing.T, m proto.Message) *anypb.Any {
 	return a
 }
 
+// message is a pair as Envoy wants it.
+func (p pair) message(name string) *tlsv3.Secret {
+	return &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+		CertificateChain: inline(p.chain), PrivateKey: inline(p.key),
+	}}}
+}
+
 // pairResource is the resource of a pair.
 func pairResource(t *testing.T, name string, p pair) *anypb.Any {
 	t.Helper()
-	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-		CertificateChain: inline(p.chain), PrivateKey: inline(p.key),
-	}}})
+	return packed(t, p.message(name))
 }
 
 // stapled is the resource of a pair with an OCSP staple.
 func stapled(t *testing.T, name string, p pair, staple []byte) *anypb.Any {
 	t.Helper()
-	return packed(t, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-		CertificateChain: inline(p.chain), PrivateKey: inline(p.key), OcspStaple: inline(staple),
-	}}})
+	m := p.message(name)
+	m.GetTlsCertificate().OcspStaple = inline(staple)
+	return packed(t, m)
 }

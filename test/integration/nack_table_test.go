@@ -114,8 +114,7 @@ func (e *tableEdge) startRows(t *testing.T, api bootstrap.API) {
 			r.name = r.host() + ".kind"
 			good[r.name] = e.keep(r.name, e.pki.good(t, r.name), r.kind.good(t, e.pki, r.name))
 			reference := fmt.Sprintf("            - name: %q\n              sds_config: *sds", r.host())
-			indent := r.kind.config[strings.LastIndex(r.kind.config, "\n")+1:]
-			change = append(change, reference, fmt.Sprintf("%s\n%sname: %q\n%ssds_config: *sds", reference, r.kind.config, r.name, indent))
+			change = append(change, reference, reference+"\n"+fmt.Sprintf(r.kind.config, fmt.Sprintf("{name: %q, sds_config: *sds}", r.name)))
 		}
 	}
 	e.move(good)

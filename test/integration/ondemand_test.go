@@ -76,6 +76,7 @@ func (e *bareEdge) names(want int) {
 }
 
 func TestOnDemandHandshakeGetsTheCertificateThatCoversIt(t *testing.T) {
+	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := startBare(t, onDemand(api))
@@ -130,6 +131,7 @@ func TestOnDemandHandshakeGetsTheCertificateThatCoversIt(t *testing.T) {
 
 // An Envoy takes a client's "*" for a wildcard of secrets, and rejects everything while it has it (see pkg/sds). No client may do that to others.
 func TestOnDemandClientThatAsksForAWildcardHurtsNobody(t *testing.T) {
+	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := startBare(t, onDemand(api))
@@ -171,6 +173,7 @@ func TestOnDemandClientThatAsksForAWildcardHurtsNobody(t *testing.T) {
 }
 
 func TestOnDemandRotationUnderHandshakesFailsNone(t *testing.T) {
+	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := startBare(t, onDemand(api, "1.a.example"))
@@ -197,7 +200,8 @@ func TestOnDemandRotationUnderHandshakesFailsNone(t *testing.T) {
 	}
 }
 
-func TestThreeThousandRandomNamesLeaveNothingBehind(t *testing.T) {
+func TestRandomNamesLeaveNothingBehind(t *testing.T) {
+	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := startBare(t, onDemand(api))
@@ -217,7 +221,7 @@ func TestThreeThousandRandomNamesLeaveNothingBehind(t *testing.T) {
 			}
 			flood(0, 200) // warms up
 			before := runtime.NumGoroutine()
-			flood(1, 3000)
+			flood(1, 1200) // more than a node may have aliases, and than Envoy lets through by default
 			must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
 				if n := runtime.NumGoroutine(); n > before+10 {
 					return fmt.Errorf("%d goroutines, %d before", n, before)
@@ -230,6 +234,7 @@ func TestThreeThousandRandomNamesLeaveNothingBehind(t *testing.T) {
 }
 
 func TestOnDemandNodeWithoutNamesLives(t *testing.T) {
+	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := startBare(t, onDemand(api))
@@ -266,6 +271,7 @@ func (e *bareEdge) refuses(sni string) {
 
 // The canary has no name of the secret, only what its clients asked for: a bad version is stopped by that all the same.
 func TestOnDemandCanaryHoldsBackProduction(t *testing.T) {
+	testenv.NeedEnvoy(t, "1.37", "on-demand certificates")
 	for _, api := range onDemandAPIs {
 		t.Run(string(api), func(t *testing.T) {
 			e := newEdge(t)

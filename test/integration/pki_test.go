@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -80,6 +81,14 @@ func (p *pki) with(t testing.TB, name string, edits ...func(*x509.Certificate)) 
 func (p *pki) keyed(t testing.TB, name string, key crypto.Signer, edits ...func(*x509.Certificate)) pair {
 	t.Helper()
 	return pair{certText(p.middle.leaf(t, name, key, edits...), p.middle.cert), keyText(t, key)}
+}
+
+// client is a certificate for a client.
+func (p *pki) client(t testing.TB) tls.Certificate {
+	t.Helper()
+	key := newECKey(t, elliptic.P256())
+	leaf := p.middle.leaf(t, "client.example", key, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw, p.middle.cert.Raw}, PrivateKey: key}
 }
 
 func sign(t testing.TB, template *x509.Certificate, issuer ca, public crypto.PublicKey) *x509.Certificate {

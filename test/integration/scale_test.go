@@ -30,7 +30,7 @@ type scaleCase struct {
 	name    string
 	secrets int
 	goal    string // from the first subscription to the last secret in use
-	config  func(names []string, https, socket string) ([]byte, error)
+	options func(names []string) bootstrap.Options
 	// inUse is the statistic that counts the secrets that Envoy serves with, not those that it has acknowledged.
 	inUse string
 }
@@ -99,8 +99,7 @@ func (s *standalone) measure(t *testenv.T, c scaleCase, server string) scaleRun 
 		process, socket = startYardstick(t, server, s.pairs[:c.secrets])
 	}
 	https := t.Address()
-	config, err := c.config(names, https, socket)
-	must(t, err)
+	config := scaleConfig(t, c.options(names), https, socket)
 	before := cpuOf(t, process.PID())
 	began := time.Now()
 	envoy := t.Envoy(testenv.EnvoyOptions{Config: config})
@@ -117,6 +116,7 @@ func (s *standalone) measure(t *testenv.T, c scaleCase, server string) scaleRun 
 	if first.Before(began) {
 		t.Fatalf("the first subscription is of %s before the start of Envoy", began.Sub(first))
 	}
+	var err error
 	run.streams, err = envoy.Stat(ctx, "cluster.sds_server.upstream_rq_active")
 	must(t, err)
 	for _, name := range names { // the proof
@@ -210,75 +210,22 @@ func startYardstick(t *testenv.T, kind string, pairs []sample) (*testenv.Process
 	return p, socket
 }
 
-// fixed is the bootstrap that the product prints, with a filter chain for each secret.
-func fixed(api bootstrap.API) func(names []string, https, socket string) ([]byte, error) {
-	return func(names []string, https, socket string) ([]byte, error) {
-		admin, err := testenv.FreeAddress()
-		if err != nil {
-			return nil, err
-		}
-		o := bootstrap.Options{
-			NodeID: scaleNode, Cluster: scaleGroup, AdminAddress: admin, HTTPSAddress: https, SDS: bootstrap.SDS{UnixPath: socket}, API: api,
-		}
-		for _, name := range names {
-			o.Secrets = append(o.Secrets, bootstrap.Secret{Name: name, DNSNames: []string{name}})
-		}
-		return bootstrap.Render(o)
-	}
+// fixed has a filter chain for each secret.
+func fixed(api bootstrap.API) func(names []string) bootstrap.Options {
+	return func(names []string) bootstrap.Options { return fixedNames(api, names...) }
 }
 
 // prefetch is one filter chain for all names, which are asked for before a client comes.
-func prefetch(names []string, https, socket string) ([]byte, error) {
-	return testenv.Substitute([]byte(prefetchText), "HTTPS_PORT", https[strings.LastIndex(https, ":")+1:], "SOCKET", socket,
-		"NAMES", strings.Join(names, ", "), "NODE", scaleNode, "GROUP", scaleGroup)
-}
+func prefetch(names []string) bootstrap.Options { return onDemand(bootstrap.ADSDelta, names...) }
 
-const prefetchText = `
-node: {id: NODE, cluster: GROUP}
-admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}
-dynamic_resources:
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    set_node_on_first_message_only: true
-    grpc_services: [{envoy_grpc: {cluster_name: sds_server}}]
-static_resources:
-  listeners:
-  - name: https
-    address: {socket_address: {address: 127.0.0.1, port_value: HTTPS_PORT}}
-    listener_filters:
-    - name: envoy.filters.listener.tls_inspector
-      typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}
-    filter_chains:
-    - transport_socket_connect_timeout: 10s
-      transport_socket:
-        name: envoy.transport_sockets.tls
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
-          disable_stateless_session_resumption: true
-          disable_stateful_session_resumption: true
-          common_tls_context:
-            custom_tls_certificate_selector:
-              name: envoy.tls.certificate_selectors.on_demand_secret
-              typed_config:
-                "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.cert_selectors.on_demand_secret.v3.Config
-                config_source: {resource_api_version: V3, ads: {}}
-                certificate_mapper:
-                  name: envoy.tls.certificate_mappers.sni
-                  typed_config: {"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.cert_mappers.sni.v3.SNI, default_value: default.example}
-                prefetch_secret_names: [NAMES]
-      filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: sds_server}
-  clusters:
-  - name: sds_server
-    connect_timeout: 1s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {http2_protocol_options: {}}
-    load_assignment: {cluster_name: sds_server, endpoints: [{lb_endpoints: [{endpoint: {address: {pipe: {path: SOCKET}}}}]}]}
-`
+// scaleConfig is the bootstrap that the product prints.
+func scaleConfig(t *testenv.T, o bootstrap.Options, https, socket string) []byte {
+	t.Helper()
+	o.NodeID, o.Cluster, o.AdminAddress, o.HTTPSAddress, o.SDS = scaleNode, scaleGroup, t.Address(), https, bootstrap.SDS{UnixPath: socket}
+	config, err := bootstrap.Render(o)
+	must(t, err)
+	return config
+}
 
 // cpuOf is the processor time of a process so far.
 func cpuOf(t testing.TB, pid int) time.Duration {

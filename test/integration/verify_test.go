@@ -60,6 +60,12 @@ func looked(t *testing.T, m *verify.Monitor, group string) map[verify.Client]ver
 	return results
 }
 
+func poolOf(p *pki) *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(p.root.cert)
+	return pool
+}
+
 // leafOf describes the first certificate of a chain.
 func leafOf(t *testing.T, name string, version secret.Version, chain []byte, roots *x509.CertPool) verify.Leaf {
 	t.Helper()
@@ -192,7 +198,7 @@ func (k *kinds) loadedAt(ctx context.Context) (time.Time, error) {
 // On a listener with an RSA and an ECDSA certificate each is proven, by an endpoint and by the address of the node.
 func TestVerifyProvesBothCertificatesOfAListener(t *testing.T) {
 	k := startKinds(t, false, "")
-	k.write("roots.pem", k.ca.pem())
+	k.write("roots.pem", certText(k.pki.root.cert))
 	k.setVerify(
 		fmt.Sprintf(`, verify: {endpoints: [{address: "%s", node: canary-1}], roots_file: roots.pem}`, k.address("canary", "pairs")),
 		fmt.Sprintf(`, verify: {node_port: %d, roots_file: roots.pem}`, k.port["production"]["pairs"]))
@@ -212,7 +218,7 @@ func TestVerifyProvesBothCertificatesOfAListener(t *testing.T) {
 		k.errors(group, map[string]bool{"connection_error": false, "fail_verify_no_cert": false})
 	}
 	if config := (&tls.Config{
-		ServerName: site, RootCAs: k.ca.pool(), MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256},
+		ServerName: site, RootCAs: poolOf(k.pki), MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256},
 	}); true { // why the RSA-only client is none of crypto/tls
 		if _, _, err := testenv.HandshakeConfig(t.Context(), k.address("canary", "pairs"), config); err == nil {
 			t.Error("a client of crypto/tls can be RSA-only now: take it")
@@ -260,9 +266,8 @@ func (k *kinds) errors(group string, want map[string]bool) {
 // What is wrong at one address says so in its own words, and delays no other.
 func TestVerifyTellsFailuresApart(t *testing.T) {
 	k := startKinds(t, false, "")
-	other := newTestAuthority(t)
-	k.write("other.pem", other.pem())
-	k.write("roots.pem", k.ca.pem())
+	k.write("other.pem", certText(newPKI(t).root.cert))
+	k.write("roots.pem", certText(k.pki.root.cert))
 	hang, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { _ = hang.Close() }) // nobody listens to its error
@@ -307,16 +312,16 @@ func TestVerifyTellsFailuresApart(t *testing.T) {
 // The handshake with a listener that demands a client certificate fails, after the listener has shown its own.
 func TestVerifyJudgesAListenerThatDemandsClientCertificatesByItsLeaf(t *testing.T) {
 	k := startKinds(t, false, "")
-	text := k.ca.pem()
+	text := certText(k.pki.root.cert)
 	k.write("ca.pem", text)
 	k.extra = fmt.Sprintf("validation_contexts: [{name: corp-ca, ca_files: [%s]}]", k.file("ca.pem"))
 	k.configure()
-	k.expect("canary", k.ca.client(t), true)
+	k.expect("canary", k.pki.client(t), true)
 	out, err := k.run(t.Context(), "secrets", "show", "ecdsa", "-o", "json")
 	must(t, err)
 	var s admin.Secret
 	must(t, json.Unmarshal([]byte(out), &s))
-	right := leafOf(t, "ecdsa", secret.Version(s.Versions[0].Version), []byte(*s.Versions[0].ChainPEM), k.ca.pool())
+	right := leafOf(t, "ecdsa", secret.Version(s.Versions[0].Version), []byte(*s.Versions[0].ChainPEM), poolOf(k.pki))
 	wrong := right
 	wrong.SHA256 = strings.Repeat("0", 64)
 	source := &fixedSource{}

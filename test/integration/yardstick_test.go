@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
@@ -93,14 +92,7 @@ func yardstickOptions(more ...grpc.ServerOption) []grpc.ServerOption {
 }
 
 // message is a secret as Envoy wants it.
-func (p sample) message() *tlsv3.Secret {
-	inline := func(s string) *corev3.DataSource {
-		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: []byte(s)}}
-	}
-	return &tlsv3.Secret{Name: p.Name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-		CertificateChain: inline(p.Chain), PrivateKey: inline(p.Key),
-	}}}
-}
+func (p sample) message() *tlsv3.Secret { return pair{[]byte(p.Chain), []byte(p.Key)}.message(p.Name) }
 
 // newStock makes a snapshot of the secrets for the one node that will ask.
 func newStock(ctx context.Context, pairs []sample) (*grpc.Server, error) {

@@ -21,7 +21,8 @@ func FuzzParseCertificate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string, chain, keyText []byte) {
 		s, err := ParseCertificate(name, chain, keyText)
 		if err != nil {
-			if len(Rules(err)) == 0 || strings.Contains(err.Error(), "%!") {
+			badVerb := strings.Contains(err.Error(), "%!") && !strings.Contains(name, "%!") // of package fmt
+			if len(Rules(err)) == 0 || badVerb {
 				t.Fatalf("got %q, want an error with rules", err)
 			}
 			return

@@ -23,7 +23,13 @@ func readText(path string) (string, error) {
 	return string(b), err
 }
 
-func writeText(path, text string) error { return os.WriteFile(path, []byte(text), 0o600) }
+// writeText replaces a file as a whole: a server that looks while it is written would find a part of it.
+func writeText(path, text string) error {
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
 
 // TestMetricsAreDocumented compares docs/metrics.md with what a server shows that has issued, failed, been refused and denied.
 func TestMetricsAreDocumented(t *testing.T) {

@@ -221,7 +221,7 @@ func TestRandomNamesLeaveNothingBehind(t *testing.T) {
 			}
 			flood(0, 200) // warms up
 			before := runtime.NumGoroutine()
-			flood(1, 1200) // more than a node may have aliases, and than Envoy lets through by default
+			flood(1, 3000) // more than a node may have aliases, and than Envoy lets through by default
 			must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
 				if n := runtime.NumGoroutine(); n > before+10 {
 					return fmt.Errorf("%d goroutines, %d before", n, before)

@@ -111,8 +111,6 @@ func number(value model.Value, at time.Time) (float64, error) {
 		return finite(float64(v[0].Value), v[0].Timestamp, at)
 	case model.Matrix:
 		return 0, errors.New("the query returns a range of samples: take one number from it, for instance by rate() or max_over_time(), and sum()")
-	case *model.String:
-		return 0, errors.New("the query returns a text: it has to return a number")
 	}
 	return 0, errors.New("the answer holds no result: is this the address of a Prometheus?")
 }
@@ -172,7 +170,7 @@ func (g *gate) refused(problem *v1.Error) error {
 	case v1.ErrClient:
 		return fmt.Errorf("%s: %s%s; is it the base address of a Prometheus that asks for no credentials?", g.Prometheus, problem.Msg, detail)
 	case v1.ErrBadResponse:
-		return fmt.Errorf("%s does not answer as a Prometheus does: %s%s", g.Prometheus, problem.Msg, detail)
+		return fmt.Errorf("%s: no answer of a Prometheus with a number: %s%s", g.Prometheus, problem.Msg, detail)
 	}
 	return fmt.Errorf("%s: %s%s", g.Prometheus, problem.Msg, detail)
 }

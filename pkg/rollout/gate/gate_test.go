@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +60,12 @@ func (t *transport) set(change func()) {
 	change()
 }
 
+func (t *transport) now() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.underWay
+}
+
 func (t *transport) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -66,16 +73,11 @@ func (t *transport) count() int {
 }
 
 // inBubble runs a test in a bubble with a Reader over a transport in memory.
-func inBubble(t *testing.T, gates []Gate, test func(t *testing.T, r *Reader, tr *transport, wakes *int)) {
+func inBubble(t *testing.T, gates []Gate, test func(t *testing.T, r *Reader, tr *transport, wakes *atomic.Int32)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		tr, wakes, mu := &transport{value: "5"}, 0, sync.Mutex{}
-		wake := func() {
-			mu.Lock()
-			defer mu.Unlock()
-			wakes++
-		}
-		r := &Reader{options: Options{Wake: wake, Log: new(logs).logger()}, transport: tr}
+		tr, wakes := &transport{value: "5"}, atomic.Int32{}
+		r := &Reader{options: Options{Wake: func() { wakes.Add(1) }, Log: new(logs).logger()}, transport: tr}
 		r.SetGates(gates)
 		defer r.Close()
 		test(t, r, tr, &wakes)
@@ -85,7 +87,7 @@ func inBubble(t *testing.T, gates []Gate, test func(t *testing.T, r *Reader, tr 
 var one = []Gate{{Name: "g", Prometheus: "http://p.example", Query: "q"}}
 
 func TestReadNeverWaitsAndBeginsOneRequest(t *testing.T) {
-	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, wakes *int) {
+	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, wakes *atomic.Int32) {
 		tr.hold = make(chan struct{})
 		since := time.Now()
 		for range 10 {
@@ -94,13 +96,13 @@ func TestReadNeverWaitsAndBeginsOneRequest(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		if n := tr.count(); n != 1 || *wakes != 0 {
-			t.Fatalf("got %d requests and %d wakes, want 1 and none", n, *wakes)
+		if n := tr.count(); n != 1 || wakes.Load() != 0 {
+			t.Fatalf("got %d requests and %d wakes, want 1 and none", n, wakes.Load())
 		}
 		close(tr.hold)
 		synctest.Wait()
-		if got := r.Read(since)[0]; got.Value != 5 || got.Err != "" || !got.At.Equal(since) || *wakes != 1 {
-			t.Errorf("got %+v after %d wakes, want 5 after 1", got, *wakes)
+		if got := r.Read(since)[0]; got.Value != 5 || got.Err != "" || !got.At.Equal(since) || wakes.Load() != 1 {
+			t.Errorf("got %+v after %d wakes, want 5 after 1", got, wakes.Load())
 		}
 		// It is kept for whoever asks for it or an older one, for ever.
 		time.Sleep(time.Hour) //nolint:forbidigo // the time of the bubble
@@ -116,7 +118,7 @@ func TestReadNeverWaitsAndBeginsOneRequest(t *testing.T) {
 }
 
 func TestReadingMustHaveBegunSince(t *testing.T) {
-	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, wakes *int) {
+	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, wakes *atomic.Int32) {
 		tr.hold = make(chan struct{})
 		first := time.Now()
 		r.Read(first)
@@ -129,22 +131,22 @@ func TestReadingMustHaveBegunSince(t *testing.T) {
 		close(tr.hold)
 		synctest.Wait()
 		// The request under way began before: it does not count, and the wake brings the caller here again.
-		if got := r.Read(since)[0]; !got.At.IsZero() || *wakes != 1 {
-			t.Fatalf("got %+v after %d wakes, want none after 1", got, *wakes)
+		if got := r.Read(since)[0]; !got.At.IsZero() || wakes.Load() != 1 {
+			t.Fatalf("got %+v after %d wakes, want none after 1", got, wakes.Load())
 		}
 		if got := r.Read(first)[0]; !got.At.Equal(first) {
 			t.Errorf("got %+v, want the one of %v", got, first)
 		}
 		time.Sleep(pause) //nolint:forbidigo // the time of the bubble
 		synctest.Wait()
-		if got := r.Read(since)[0]; got.At.Before(since) || got.Value != 5 || *wakes != 2 {
-			t.Errorf("got %+v after %d wakes, want one since %v after 2", got, *wakes, since)
+		if got := r.Read(since)[0]; got.At.Before(since) || got.Value != 5 || wakes.Load() != 2 {
+			t.Errorf("got %+v after %d wakes, want one since %v after 2", got, wakes.Load(), since)
 		}
 	})
 }
 
 func TestFailingGateIsAskedOnceASecond(t *testing.T) {
-	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, _ *int) {
+	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, _ *atomic.Int32) {
 		tr.err = errors.New("broken")
 		since := time.Now()
 		for range 100 { // for 10 s
@@ -179,7 +181,7 @@ func TestFailingGateIsAskedOnceASecond(t *testing.T) {
 
 // TestClockThatIsSetBack: since lies ahead, so that no reading is ever new enough.
 func TestClockThatIsSetBack(t *testing.T) {
-	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, _ *int) {
+	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, _ *atomic.Int32) {
 		ahead := time.Now().Add(time.Hour)
 		r.options.Wake = func() { r.Read(ahead) }
 		r.Read(ahead)
@@ -192,7 +194,7 @@ func TestClockThatIsSetBack(t *testing.T) {
 
 func TestGatesAreReadApart(t *testing.T) {
 	gates := []Gate{{Name: "b", Prometheus: "http://p.example", Query: "1"}, {Name: "a", Prometheus: "http://p.example", Query: "2", Timeout: time.Second}}
-	inBubble(t, gates, func(t *testing.T, r *Reader, tr *transport, wakes *int) {
+	inBubble(t, gates, func(t *testing.T, r *Reader, tr *transport, wakes *atomic.Int32) {
 		tr.hold = make(chan struct{})
 		since := time.Now()
 		got := r.Read(since)
@@ -205,7 +207,7 @@ func TestGatesAreReadApart(t *testing.T) {
 			t.Errorf("got %+v, want none of b, and the time-out of a", got)
 		}
 		time.Sleep(20 * time.Second) //nolint:forbidigo // the time of the bubble
-		if got := r.Read(since)[0]; got.Err != "http://p.example: no answer within 10s" || *wakes < 2 {
+		if got := r.Read(since)[0]; got.Err != "http://p.example: no answer within 10s" || wakes.Load() < 2 {
 			t.Errorf("got %+v, want the time-out after 10 s at the latest", got)
 		}
 	})
@@ -214,7 +216,7 @@ func TestGatesAreReadApart(t *testing.T) {
 func TestGatesAreReplaced(t *testing.T) {
 	kept := Gate{Name: "kept", Prometheus: "http://p.example", Query: "q"}
 	changed := Gate{Name: "changed", Prometheus: "http://p.example", Query: "q"}
-	inBubble(t, []Gate{kept, changed}, func(t *testing.T, r *Reader, tr *transport, wakes *int) {
+	inBubble(t, []Gate{kept, changed}, func(t *testing.T, r *Reader, tr *transport, wakes *atomic.Int32) {
 		since := time.Now()
 		r.Read(since)
 		synctest.Wait()
@@ -223,15 +225,15 @@ func TestGatesAreReplaced(t *testing.T) {
 		later := time.Now()
 		r.Read(later)
 		synctest.Wait()
-		if tr.underWay != 2 {
-			t.Fatalf("got %d requests under way, want 2", tr.underWay)
+		if tr.now() != 2 {
+			t.Fatalf("got %d requests under way, want 2", tr.now())
 		}
-		was := *wakes
+		was := wakes.Load()
 		changed.Query = "other"
 		r.SetGates([]Gate{changed, kept, {Name: "new", Prometheus: "http://p.example", Query: "q"}})
 		synctest.Wait()
-		if tr.underWay != 1 || *wakes != was {
-			t.Errorf("got %d requests under way and %d wakes, want 1 and none: the one of the old query ends", tr.underWay, *wakes-was)
+		if tr.now() != 1 || wakes.Load() != was {
+			t.Errorf("got %d requests under way and %d wakes, want 1 and none: the one of the old query ends", tr.now(), wakes.Load()-was)
 		}
 		got := r.Read(since)
 		if len(got) != 3 || got[0] != (Reading{Name: "changed"}) || got[1].Value != 5 || got[2] != (Reading{Name: "new"}) {
@@ -250,13 +252,13 @@ func TestGatesAreReplaced(t *testing.T) {
 }
 
 func TestCloseEndsWhatIsUnderWay(t *testing.T) {
-	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, wakes *int) {
+	inBubble(t, one, func(t *testing.T, r *Reader, tr *transport, wakes *atomic.Int32) {
 		tr.hold = make(chan struct{})
 		r.Read(time.Now())
 		synctest.Wait()
 		r.Close()
-		if tr.underWay != 0 || *wakes != 0 {
-			t.Errorf("got %d requests under way and %d wakes, want none", tr.underWay, *wakes)
+		if tr.now() != 0 || wakes.Load() != 0 {
+			t.Errorf("got %d requests under way and %d wakes, want none", tr.now(), wakes.Load())
 		}
 		r.Read(time.Now().Add(-time.Hour))
 		time.Sleep(time.Minute) //nolint:forbidigo // the time of the bubble
@@ -270,7 +272,7 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 // TestReaderForManyAtOnce is for the race detector.
 func TestReaderForManyAtOnce(t *testing.T) {
 	gates := []Gate{{Name: "a", Prometheus: "http://p.example", Query: "1"}, {Name: "b", Prometheus: "http://p.example", Query: "2"}}
-	inBubble(t, gates, func(t *testing.T, r *Reader, tr *transport, _ *int) {
+	inBubble(t, gates, func(t *testing.T, r *Reader, tr *transport, _ *atomic.Int32) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		var all sync.WaitGroup

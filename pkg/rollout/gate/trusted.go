@@ -13,6 +13,21 @@ import (
 // maxLinks bounds how many symbolic links are followed, as the kernel does.
 const maxLinks = 40
 
+// UntrustedError says what others than root and us can change.
+type UntrustedError struct {
+	// Path is the file, directory or link.
+	Path string
+	// Problem is what it has or is.
+	Problem string
+	// Hint is a command that helps.
+	Hint string
+}
+
+// Error is one line that follows what cannot be trusted, and "that".
+func (e *UntrustedError) Error() string {
+	return fmt.Sprintf("others can change (%s %s)", e.Path, e.Problem)
+}
+
 // CheckCommand returns why a command may not be run: it is not an absolute path of a program, or the program, a directory above it, or the
 // configuration that names it can be changed by others than root and us. configFile may be empty. The error is one line without the path of the
 // setting.
@@ -46,7 +61,8 @@ func CheckCommand(command []string, configFile string) error {
 }
 
 // Trusted returns why a file could have been changed by others than root and us: the file, a directory on the way to it, or a symbolic link
-// there belongs to somebody else or can be written by others. Files in a directory with the sticky bit cannot be replaced by others.
+// there belongs to somebody else or can be written by others. Files in a directory with the sticky bit cannot be replaced by others. The error is
+// an UntrustedError, or why something cannot be read.
 func Trusted(path string) error {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -94,11 +110,11 @@ func trustedAt(path string) error {
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-		return fmt.Errorf("others can change (%s belongs to another user)", path)
+		return &UntrustedError{path, "belongs to another user", "chown root " + path}
 	}
 	sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0
 	if link := info.Mode()&fs.ModeSymlink != 0; !link && !sticky && info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("others can change (%s has mode %04o)", path, info.Mode().Perm())
+		return &UntrustedError{path, fmt.Sprintf("has mode %04o", info.Mode().Perm()), "chmod go-w " + path}
 	}
 	return nil
 }

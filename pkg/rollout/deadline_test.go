@@ -134,19 +134,19 @@ func TestRenewalInTheLastPartOfTheLifeGoesToAllGroupsAtOnce(t *testing.T) {
 }
 
 func TestWatchesShrinkBeforeTheDeadline(t *testing.T) {
-	run(t, waves("auto", "canary", "eu us", "rest").watched(day), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "eu us", "rest").watched(6*time.Hour), func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		r.short("www")
-		r.pass(8*day + 12*time.Hour) // one day, and some, to the deadline; three watches
+		r.pass(9*day + 6*time.Hour) // six hours to the deadline; three watches
 		v2 := r.serve("www")
-		r.pass(day)
+		r.pass(6 * time.Hour)
 		r.want("www", r.all(v2))
 		if r.c.Overrides() != 0 {
 			t.Errorf("%d overrides, want none: the watches were shortened", r.c.Overrides())
 		}
 		shortened := false
 		for _, e := range r.get(2).Log {
-			shortened = shortened || strings.Contains(e.Reason, "not for 24h0m0s")
+			shortened = shortened || strings.Contains(e.Reason, "not for 6h0m0s")
 		}
 		if !shortened {
 			t.Errorf("its log does not say that watches are shorter: %v", r.get(2).Log)

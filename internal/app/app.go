@@ -138,7 +138,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.edge, err = sds.New(ctx, sds.Options{
 		Cache: s.cache, Policy: edgePolicy(cfg), Limits: edgeLimits(cfg), Replica: cfg.Replica, Log: s.log.With("part", "sds"),
-		Registerer: s.registry, Store: s.store, OnChange: func(string) { s.rollout.Wake() },
+		Registerer: s.registry, Store: s.store, OnChange: s.changed,
 	})
 	if err != nil {
 		return err
@@ -165,7 +165,9 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
-	if s.verify, err = verify.New(verify.Options{Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry}); err != nil {
+	if s.verify, err = verify.New(verify.Options{
+		Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry, Wake: func() { s.rollout.Wake() },
+	}); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{
@@ -173,6 +175,12 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 		Verify: s.verify, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
+}
+
+// changed tells what waits for news of nodes that there are some of a group.
+func (s *server) changed(group string) {
+	s.rollout.Wake()
+	s.verify.Changed(group)
 }
 
 // judgeAnew makes the versions that were on their way at the last end go out as other bytes: a node may have rejected one of them, and the record of

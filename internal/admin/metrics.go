@@ -59,7 +59,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	gauge(c.latest, float64(c.server.Cache.Latest()))
-	states := map[rollout.State]float64{rollout.Waiting: 0, rollout.Moving: 0} // all that are there in this form
+	states := map[rollout.State]float64{}
+	for _, state := range rollout.States() {
+		states[state] = 0
+	}
 	for _, r := range c.server.Rollout.Active() {
 		states[r.State]++
 	}
@@ -67,7 +70,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.rolloutState, n, string(state))
 	}
 	ended := c.server.Rollout.Ended()
-	for _, state := range []rollout.State{rollout.Done, rollout.Superseded, rollout.RolledBack} {
+	for _, state := range rollout.Results() {
 		ch <- prometheus.MustNewConstMetric(c.rollouts, prometheus.CounterValue, float64(ended[state]), string(state))
 	}
 	held := map[rollout.HoldKind]float64{rollout.Hard: 0, rollout.Soft: 0, rollout.Manual: 0}

@@ -175,6 +175,9 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 		switch {
 		case r.State == rollout.Done:
 			return nil
+		case r.Joined != 0: // it travels with another one
+			id = r.Joined
+			continue
 		case r.State.Ended():
 			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
 		}

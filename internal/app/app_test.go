@@ -61,6 +61,7 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	if _, err := os.Stat(p.file); errors.Is(err, os.ErrNotExist) {
 		_, err := Init(t.Context(), InitOptions{Dir: filepath.Dir(p.file), Listen: "127.0.0.1:18000"})
 		must(t, err)
+		p.configure("  promotion: auto", "  watch: 0s\n  empty_group: skip\n  promotion: auto")
 	}
 	var err error
 	p.authority, err = testenv.NewAuthority(dir, "site")

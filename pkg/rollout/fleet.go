@@ -168,8 +168,10 @@ func (v *verdict) wakeAt(t time.Time) {
 	}
 }
 
-// passed reports whether every counted node has ACKed.
-func (v *verdict) passed() bool { return v.nodes.Acked == v.nodes.Expected }
+// refusal says who refused which version, and why.
+func (v *verdict) refusal() string {
+	return fmt.Sprintf("%s refused %s version %s: %s", v.nackBy, v.nack.Secret, v.nack.Version.Short(), v.nack.Message)
+}
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

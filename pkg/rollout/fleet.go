@@ -64,16 +64,20 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 		index[m.Node] = i
 	}
 	seen := make([]bool, len(w.Members))
+	var left []string // members that no longer subscribe
 	for group, nodes := range progress {
 		for _, n := range nodes {
 			key := memberKey(group, n.Identity, n.Node)
 			i, member := index[key]
-			if !n.Connected && !member && n.Nacked == nil && n.Returning.IsZero() {
-				continue // it was gone long before the move: ordinary scaling in
-			}
-			if member {
+			switch {
+			case member && n.Unsubscribed:
+				seen[i], left = true, append(left, key)
+				continue
+			case member:
 				seen[i] = true
 				v.note(w, i, n.gone())
+			case !n.Connected && n.Nacked == nil && n.Returning.IsZero():
+				continue // it was gone long before the move: ordinary scaling in
 			}
 			j.weigh(&v, w, key, n)
 		}
@@ -87,10 +91,18 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 		}
 		j.absent(&v, time.Unix(v.members[i].Gone, 0))
 	}
+	v.dismiss(left)
 	return v
 }
 
-// gone returns the Unix seconds at which a node was last seen; 0 while it is connected, and long ago if there is nothing to wait for.
+// dismiss drops members for which nothing waits any more, also if they leave now.
+func (v *verdict) dismiss(keys []string) {
+	if len(keys) > 0 {
+		v.members, v.changed = slices.DeleteFunc(slices.Clone(v.members), func(m Member) bool { return slices.Contains(keys, m.Node) }), true
+	}
+}
+
+// gone returns the Unix seconds at which a node was last seen; 0 while it is connected.
 func (n NodeProgress) gone() int64 {
 	if n.Connected || !n.Returning.IsZero() {
 		return 0
@@ -122,7 +134,6 @@ func (j jury) weigh(v *verdict, w Wave, key string, n NodeProgress) {
 	case n.Acked:
 		v.nodes.Expected++
 		v.nodes.Acked++
-	case n.Unsubscribed: // leaves the count
 	case !n.Returning.IsZero():
 		v.nodes.Expected++
 		v.wakeAt(n.Returning)

@@ -87,7 +87,7 @@ func (p Policy) moving(r *Rollout, w *Wave, s sight) decision {
 		return decision{pass: true}
 	case n.Acked < n.Expected && !enough, s.waiting:
 		return decision{recheck: s.verdict.recheck}
-	case len(w.Members) > 0 && n.Acked == 0 && !r.addition() && !r.removal() && !r.emergency():
+	case len(s.verdict.members) > 0 && n.Acked == 0 && !r.addition() && !r.removal() && !r.emergency():
 		return decision{stall: true, recheck: s.verdict.recheck}
 	default:
 		return decision{pass: true}

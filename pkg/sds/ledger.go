@@ -56,15 +56,16 @@ type node struct {
 	parked  *list.Element // in roster.offline; nil while connected
 
 	mu        sync.Mutex
-	transport Transport          // guarded by mu
-	protocol  Protocol           // guarded by mu
-	address   netip.Addr         // guarded by mu; where its newest stream comes from
-	connected bool               // guarded by mu
-	since     time.Time          // guarded by mu; when connected changed
-	records   map[string]*record // guarded by mu; by subscribed name
-	refusing  map[string]*record // guarded by mu; those of records that rejected another secret than that of their name
-	aliases   *list.List         // guarded by mu; of *alias, the one that was asked for the longest time ago in front
-	left      []leaver           // guarded by mu; oldest first
+	transport Transport                 // guarded by mu
+	protocol  Protocol                  // guarded by mu
+	address   netip.Addr                // guarded by mu; where its newest stream comes from
+	connected bool                      // guarded by mu
+	since     time.Time                 // guarded by mu; when connected changed
+	records   map[string]*record        // guarded by mu; by subscribed name
+	refusing  map[string]*record        // guarded by mu; those of records that rejected another secret than that of their name
+	aliases   *list.List                // guarded by mu; of *alias, the one that was asked for the longest time ago in front
+	left      []leaver                  // guarded by mu; oldest first
+	covering  map[string]secret.Version // guarded by mu; the version that was recorded last of each secret that was sent under another name (see gate)
 }
 
 // leaver is a name whose last stream ended.
@@ -83,6 +84,7 @@ type record struct {
 	ackedAt    int64
 	good       *cache.Resource // the bytes that were acknowledged last
 	nacks      []NACK          // oldest first
+	pushed     secret.Version  // that was recorded last (see gate); empty: none
 	covering   string          // the secret of which sent and acked are versions, where that is not the one of this name
 	alias      *alias          // nil unless the node is given that secret now
 	evicted    bool            // made room for other aliases, and was not asked for since

@@ -11,7 +11,7 @@ import (
 var unbuilt = []string{
 	"secrets hold", "revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
 	"rollout start", "rollout pause", "rollout resume", "rollout abort", "rollout undo", "probe", "drill",
-	"audit list", "audit verify", "audit export", "report", "rekey", "store migrate",
+	"audit export", "report", "rekey", "store migrate",
 	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier",
 }
 

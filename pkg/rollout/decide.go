@@ -210,7 +210,7 @@ func (w Wave) before(gate string) *float64 {
 
 // tick is how often a wave is looked at while it is watched.
 func (w Wave) tick() time.Duration {
-	return min(max(seconds(w.Watch)/20, 50*time.Millisecond), 5*time.Second)
+	return min(max(seconds(w.Watch)/20, 50*time.Millisecond), 15*time.Second)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

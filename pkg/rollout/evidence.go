@@ -31,8 +31,8 @@ type Finding struct {
 	Secret  string
 	Version secret.Version // the wanted one
 	Node    string         // empty where it is not known
-	Kind    string // OldLeaf, or another one
-	Unseen  bool // nothing was seen: no proof either way
+	Kind    string         // OldLeaf, or another one
+	Unseen  bool           // nothing was seen: no proof either way
 	Message string
 }
 

@@ -209,7 +209,7 @@ func TestWatchedTimeIsOnlyThatInWhichSomebodyWatched(t *testing.T) {
 		v1 := r.serve("www")
 		v2 := r.serve("www")
 		r.pass(8 * time.Minute)
-		r.disk.Close() // the server is gone for an hour
+		r.disk.Close()        // the server is gone for an hour
 		time.Sleep(time.Hour) //nolint:forbidigo // the clock of the bubble
 		r.open()
 		r.reconfigure(r.policy)

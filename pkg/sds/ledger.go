@@ -82,6 +82,8 @@ type node struct {
 	pastIn    *pastNames          // guarded by mu; that of its group
 	judged    *Policy             // guarded by mu; by which barred is
 	barred    bool                // guarded by mu; the identity has no right to the group any more
+
+	covering map[string]secret.Version // guarded by mu; the version that was recorded last of each secret that was sent under another name (see gate)
 }
 
 // leaver is a name whose last stream ended.
@@ -100,6 +102,7 @@ type record struct {
 	ackedAt    int64
 	good       *cache.Resource // the bytes that were acknowledged last
 	nacks      []NACK          // oldest first
+	pushed     secret.Version  // that was recorded last (see gate); empty: none
 	covering   string          // the secret of which sent and acked are versions, where that is not the one of this name
 	alias      *alias          // nil unless the node is given that secret now
 	evicted    bool            // made room for other aliases, and was not asked for since

@@ -54,6 +54,8 @@ type Options struct {
 	// Store is where it is kept what nodes rejected, and which nodes there are, for as long as Run runs. Values must be sealed by it. Default: a
 	// restart forgets that.
 	Store store.Store
+	// Pushes records which nodes are sent which version, before the first of a group is sent it. Default: nobody does.
+	Pushes Pushes
 	// OnChange is called after a node of the group connected, left, subscribed, acknowledged or rejected something. It is called
 	// from the streams' own goroutines, often, and must not block. Default: nothing.
 	OnChange func(group string)
@@ -71,6 +73,7 @@ type Server struct {
 	ledger    *ledger
 	keeper    *keeper    // nil without a store
 	registrar *registrar // likewise
+	gate      *gate      // nil without Pushes
 	admission *admission
 	metrics   *metrics
 	refusals  lockedBucket
@@ -104,6 +107,9 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 		s.changed = func(string) {}
 	}
 	s.rights.Store(&rights{policy: opts.Policy, replaced: make(chan struct{})})
+	if opts.Pushes != nil {
+		s.gate = newGate(opts.Pushes, s.ledger)
+	}
 	if opts.Store != nil {
 		if err := s.remember(ctx, opts.Store); err != nil {
 			return nil, err
@@ -146,6 +152,7 @@ func (s *Server) SetPolicy(p *Policy) {
 		}
 	}
 	s.metrics.forget(gone)
+	s.gate.keep(p)
 }
 
 // replace puts a policy in force and wakes every stream. The caller holds mu.
@@ -156,6 +163,14 @@ func (s *Server) replace(p *Policy) *Policy {
 		s.registrar.review()
 	}
 	return old.policy
+}
+
+// Announce begins the record of a push (see Options.Pushes) of a version that a group has moved to, so that it is durable when the streams come to send it, or
+// soon after. It is no must: a stream begins it where it is not begun.
+func (s *Server) Announce(group, name string, version secret.Version) {
+	if s.gate != nil && version != "" && s.rights.Load().policy.Allowed(group, name) {
+		s.gate.announce(pushKey{group, name}, version)
+	}
 }
 
 // Release forgets that nodes rejected a version of a secret, so that it is sent to them again where their group is at it: as other bytes, which

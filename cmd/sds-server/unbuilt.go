@@ -10,8 +10,7 @@ import (
 // ends empty.
 var unbuilt = []string{
 	"revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
-	"probe", "drill",
-	"audit list", "audit verify", "audit export", "report", "rekey", "store migrate",
+	"probe", "drill", "audit export", "report", "rekey", "store migrate",
 	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier",
 }
 

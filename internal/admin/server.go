@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sds-server/sds-server/internal/audit"
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
@@ -79,6 +80,7 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
+	Audit      *audit.Log
 	Live       func() Live
 	// Allowed decides who may use the API, by uid.
 	Allowed func(uid uint32) bool
@@ -107,6 +109,7 @@ func New(opts Options) *Server {
 	mux.Handle("GET /v1/snapshots/{number}/diff/{other}", s.read(s.diff))
 	mux.Handle("GET /v1/rollouts", s.read(s.rollouts))
 	mux.Handle("GET /v1/rollouts/{id}", s.read(s.rollout))
+	mux.Handle("GET /v1/audit", s.read(s.auditList))
 	mux.Handle("GET /v1/bootstrap/{group}", s.read(s.bootstrap))
 	mux.Handle("POST /v1/secrets", s.act(s.importSecret))
 	mux.Handle("POST /v1/secrets/{name}/release", s.act(s.release))
@@ -122,6 +125,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("POST /v1/verify", s.verify)
+	mux.HandleFunc("POST /v1/audit/verify", s.auditVerify)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answerError(w, fail(http.StatusNotFound, "no such operation: "+r.Method+" "+r.URL.Path, "command and server may be of different versions"))
 	})
@@ -194,17 +198,20 @@ func (s *Server) read(get func(*http.Request) (any, error)) http.Handler {
 	})
 }
 
-// act is read for what changes something: it leaves a line in the log.
+// act is read for what changes something: it leaves a line in the log, and an entry in the audit trail.
 func (s *Server) act(do func(*http.Request) (any, error)) http.Handler {
 	return s.read(func(r *http.Request) (any, error) {
+		r, command := withCommand(r)
 		v, err := do(r)
 		log := s.Log.With("operation", r.URL.Path, "by", peerOf(r.Context()).String())
 		if err != nil {
 			_, e := describe(err)
 			log.WarnContext(r.Context(), "operator command refused", "err", e.Message)
+			s.record(r, command, nil, e.Message)
 			return nil, err
 		}
 		log.LogAttrs(r.Context(), slog.LevelInfo, "operator command", summary(v)...)
+		s.record(r, command, summary(v), "")
 		return v, nil
 	})
 }
@@ -289,6 +296,9 @@ func body(r *http.Request, into any) error {
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return fail(http.StatusBadRequest, "request: more than one value", "")
+	}
+	if c, ok := r.Context().Value(commandKey{}).(*command); ok {
+		c.note(into)
 	}
 	return nil
 }

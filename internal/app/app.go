@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/internal/audit"
 	"github.com/sds-server/sds-server/internal/config"
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -52,6 +53,8 @@ type server struct {
 	registry *prometheus.Registry
 
 	store      store.Store
+	audit      *audit.Log
+	pushes     *pushes
 	identities *identity.Authority // nil: the channel's CA is somebody else's
 	channels   *channels
 	cache      *cache.Cache
@@ -104,6 +107,11 @@ func run(ctx context.Context, opts Options, hup signals) error {
 		return err
 	}
 	defer closeStore()
+	closeAudit, err := s.openAudit(cfg)
+	if err != nil {
+		return err
+	}
+	defer closeAudit()
 	if err := s.build(ctx, cfg, hup.secrets); err != nil {
 		return err
 	}
@@ -119,6 +127,7 @@ func run(ctx context.Context, opts Options, hup signals) error {
 	s.enforce(cfg)
 	s.watcher = config.NewWatcher(config.WatcherOptions{
 		Path: opts.ConfigFile, Initial: cfg, Signals: hup.config, Apply: s.apply, Logger: s.log.With("part", "config"),
+		Observe: s.auditReload,
 	})
 	return s.run(ctx, doors)
 }
@@ -126,7 +135,8 @@ func run(ctx context.Context, opts Options, hup signals) error {
 // build makes the parts, in the order of the data.
 func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.Signal) (err error) {
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.store, err = newMetered(s.store, s.registry); err != nil {
+	s.pushes = &pushes{log: s.audit}
+	if s.store, err = newMetered(s.store, s.registry, s.pushes.stored); err != nil {
 		return err
 	}
 	s.identities, err = identity.Load(ctx, s.store)
@@ -138,7 +148,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.edge, err = sds.New(ctx, sds.Options{
 		Cache: s.cache, Policy: edgePolicy(cfg), Limits: edgeLimits(cfg), Replica: cfg.Replica, Log: s.log.With("part", "sds"),
-		Registerer: s.registry, Store: s.store, OnChange: func(string) { s.rollout.Wake() },
+		Registerer: s.registry, Store: s.store, Pushes: s.pushes, OnChange: s.changed,
 	})
 	if err != nil {
 		return err
@@ -146,7 +156,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
 		Settle:   reconnectTime,
-		Released: s.edge.Release, Refers: s.edge.Refers,
+		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts,
 	})
 	if err != nil {
 		return err
@@ -165,14 +175,22 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
-	if s.verify, err = verify.New(verify.Options{Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry}); err != nil {
+	if s.verify, err = verify.New(verify.Options{
+		Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry, Wake: func() { s.rollout.Wake() },
+	}); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
-		Verify: s.verify, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
+		Verify: s.verify, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
+}
+
+// changed tells what waits for news of nodes that there are some of a group.
+func (s *server) changed(group string) {
+	s.rollout.Wake()
+	s.verify.Changed(group)
 }
 
 // judgeAnew makes the versions that were on their way at the last end go out as other bytes: a node may have rejected one of them, and the record of
@@ -218,6 +236,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	work.Go(func() error { return s.issuance.Run(workCtx) })
 	work.Go(func() error { return s.sources.Run(workCtx) })
 	work.Go(func() error { return s.verify.Run(workCtx) })
+	work.Go(func() error { return s.audit.Run(workCtx) })
 	work.Go(func() error { return s.watcher.Run(workCtx) })
 	work.Go(func() error { return s.channels.Run(workCtx) })
 	work.Go(func() error { return s.admin.Serve(workCtx, d.admin) })
@@ -228,6 +247,8 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	s.ready.Store(true)
 	s.log.InfoContext(ctx, "ready", "version", s.opts.Version, "config", s.opts.ConfigFile, "groups", len(s.config.Load().Groups), "snapshot", s.cache.Latest())
 
+	s.audit.Add(audit.Entry{Event: eventStarted, Detail: "version " + s.opts.Version})
+
 	err := work.Wait()
 	s.ready.Store(false)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
@@ -237,6 +258,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	if edgeErr := edge.Wait(); err == nil && !errors.Is(edgeErr, context.Canceled) {
 		err = edgeErr
 	}
+	s.audit.Add(audit.Entry{Event: eventStopped})
 	s.log.InfoContext(ctx, "stopped")
 	return err
 }

@@ -320,6 +320,8 @@ type Verify struct {
 type Endpoint struct {
 	Address string `mapstructure:"address"`
 	Node    string `mapstructure:"node"`
+	// ServerNames are asked for at this address; default those of Verify.
+	ServerNames []string `mapstructure:"server_names"`
 }
 
 // Rollout says how changes move through the groups.
@@ -384,8 +386,9 @@ type Freeze struct {
 	Reason string    `mapstructure:"reason"`
 }
 
-// Audit is where every lifecycle event is written; an empty File means nowhere.
+// Audit is where every lifecycle event is written.
 type Audit struct {
+	// File is made if it is missing; default audit.jsonl in DataDir.
 	File string `mapstructure:"file" file:"name"`
 	// Retention of entries; default 26280h (3 years).
 	Retention time.Duration `mapstructure:"retention"`

@@ -150,7 +150,7 @@ func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string
 	delete(t.c.unsent, r.ID)
 	note = dashed(note)
 	switch {
-	case w.State == Moving && !r.removal() && t.c.prober != nil:
+	case w.State == Moving && t.provable(r, w):
 		w.State, w.Members, w.Early, w.Stalled = Verifying, nil, false, false
 		r.log(t.now, Verifying, fmt.Sprintf("wave %d (%s) has ACKed%s", r.Wave+1, some(w.Groups), note), "")
 	case w.State != Watching && t.watches(r):
@@ -170,6 +170,12 @@ func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string
 	}
 	w.Since = t.now
 	return t.advance(ctx, r)
+}
+
+// provable reports whether there is something to be looked at by handshakes.
+func (t *transaction) provable(r *Rollout, w *Wave) bool {
+	one := t.round(r, w, t.now)
+	return one.Targets > 0 || one.Ended.IsZero()
 }
 
 func dashed(note string) string {

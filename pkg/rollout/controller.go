@@ -43,6 +43,8 @@ type Options struct {
 	// Refers reports which versions of a secret the fleet still needs besides those that groups are at, before others are pruned; it must not
 	// call back.
 	Refers func(name string) func(secret.Version) bool
+	// Audit is told what each commit did, right after it, in the order of the commits; it must neither block nor call back.
+	Audit func(ctx context.Context, records []Record)
 }
 
 // Controller is the only one that moves a group. Its methods are safe for concurrent use; they take turns.
@@ -56,6 +58,7 @@ type Controller struct {
 	prober   Prober
 	gates    Gates
 	hook     Hook
+	audit    func(context.Context, []Record)
 	settled  time.Time // when Settle ends
 
 	turn chan struct{} // one token: whoever holds it may plan and commit
@@ -94,6 +97,7 @@ type holdID struct {
 func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
 		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released, refers: opts.Refers,
+		audit:   opts.Audit,
 		settled: time.Now().Add(opts.Settle),
 		turn:    make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
 		prober: opts.Prober, gates: opts.Gates, hook: opts.Hook,

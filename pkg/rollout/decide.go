@@ -59,7 +59,7 @@ func (p Policy) refused(r *Rollout, s sight) decision {
 		d.blame(culprit{secret: n.Secret, version: n.Version, reason: s.verdict.refusal()})
 	}
 	for _, f := range s.round.Findings {
-		if !f.Unseen {
+		if !f.Unseen && !(r.emergency() && f.Kind == OldLeaf) { // likewise
 			d.blame(culprit{secret: f.Secret, version: f.Version, reason: "handshake: " + f.Message, handshake: true})
 		}
 	}
@@ -87,7 +87,7 @@ func (p Policy) moving(r *Rollout, w *Wave, s sight) decision {
 		return decision{pass: true}
 	case n.Acked < n.Expected && !enough, s.waiting:
 		return decision{recheck: s.verdict.recheck}
-	case len(w.Members) > 0 && n.Acked == 0 && !r.addition() && !r.removal() && !r.emergency():
+	case len(s.verdict.members) > 0 && n.Acked == 0 && !r.addition() && !r.removal() && !r.emergency():
 		return decision{stall: true, recheck: s.verdict.recheck}
 	default:
 		return decision{pass: true}
@@ -211,7 +211,7 @@ func (w Wave) before(gate string) *float64 {
 
 // tick is how often a wave is looked at while it is watched.
 func (w Wave) tick() time.Duration {
-	return min(max(seconds(w.Watch)/20, 50*time.Millisecond), 5*time.Second)
+	return min(max(seconds(w.Watch)/20, 50*time.Millisecond), 15*time.Second)
 }
 
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }

@@ -23,13 +23,16 @@ type Round struct {
 	Findings     []Finding // what failed: those that prove something first
 }
 
+// OldLeaf is the kind of a finding where an older version of the secret is served.
+const OldLeaf = "old_leaf"
+
 // Finding is a handshake that did not show what is wanted.
 type Finding struct {
 	Secret  string
 	Version secret.Version // the wanted one
 	Node    string         // empty where it is not known
-	Kind    string
-	Unseen  bool // nothing was seen: no proof either way
+	Kind    string         // OldLeaf, or another one
+	Unseen  bool           // nothing was seen: no proof either way
 	Message string
 }
 

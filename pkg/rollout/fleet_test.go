@@ -13,6 +13,7 @@ import (
 type node struct {
 	id, group string
 	names     []string // that it subscribes to
+	dropped   []string // that it unsubscribed from
 	silent    bool     // answers nothing
 	deaf      bool     // is not sent anything: its stream does not move
 	refuses   func(name string, v secret.Version) bool
@@ -40,6 +41,10 @@ func (f *fleet) Progress(group string, want map[string]secret.Version) []NodePro
 	defer f.mu.Unlock()
 	var all []NodeProgress
 	for _, n := range f.nodes {
+		if n.group == group && n.known && slices.ContainsFunc(n.dropped, func(s string) bool { _, ok := want[s]; return ok }) {
+			all = append(all, NodeProgress{Identity: "spiffe://" + n.id, Node: n.id, Unsubscribed: true})
+			continue
+		}
 		if n.group != group || !n.known || !slices.ContainsFunc(n.names, func(s string) bool { _, ok := want[s]; return ok }) {
 			continue
 		}

@@ -22,10 +22,12 @@ func run(t *testing.T, policy Policy, test func(t *testing.T, r *rig)) {
 // pass lets time pass, while nodes and controller go on.
 func (r *rig) pass(d time.Duration) {
 	r.t.Helper()
+	var next time.Time
 	for end := time.Now().Add(d); time.Now().Before(end); {
-		time.Sleep(max(time.Second, d/100)) //nolint:forbidigo // the clock of the bubble
+		until := sooner(next, time.Now().Add(max(time.Second, d/100)))
+		time.Sleep(max(time.Millisecond, time.Until(until))) //nolint:forbidigo // the clock of the bubble
 		r.fleet.deliver(r.cache)
-		r.step()
+		next = must(r.c.step(r.ctx()))
 	}
 }
 

@@ -129,7 +129,10 @@ func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error
 	case w.State == Moving && len(w.Moved) < len(w.Groups):
 		return time.Time{}, t.move(ctx, r, w)
 	case w.State.moved():
-		r.Parked = false
+		if r.Parked {
+			r.Parked = false
+			r.log(t.now, w.State, fmt.Sprintf("wave %d (%s) goes on", r.Wave+1, some(w.Groups)), "")
+		}
 		return t.assess(ctx, r, w)
 	default: // it is done
 		r.Wave++

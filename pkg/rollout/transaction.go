@@ -263,6 +263,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 	c := t.c
 	c.mu.Lock()
 	c.last = t.last
+	recorded := t.recorded(records)
 	for _, r := range records {
 		switch {
 		case r.rollout != nil:
@@ -279,6 +280,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 		}
 	}
 	c.mu.Unlock()
+	c.tell(ctx, recorded)
 	for _, r := range records {
 		switch {
 		case r.rollout != nil:

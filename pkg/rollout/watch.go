@@ -17,7 +17,7 @@ type observation struct {
 }
 
 const (
-	// storeWatched is how much watched time a crash may lose.
+	// storeWatched is how much watched time a crash may lose, or a 60th of the watch.
 	storeWatched = 10 * time.Second
 	// lookAgain is the longest time between two looks by handshakes and gates.
 	lookAgain = 30 * time.Second
@@ -40,7 +40,7 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	case t.now.Sub(o.looked) >= min(max(seconds(w.Watch)/4, w.tick()), lookAgain):
 		o.looked, o.read = t.now, t.now
 	}
-	if o.watched-o.stored >= storeWatched {
+	if o.watched-o.stored >= max(storeWatched, seconds(w.Watch)/60) {
 		o.stored, w.Watched, t.touched = o.watched, o.watched.Seconds(), true
 	}
 	return o

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -153,10 +154,15 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	if err != nil {
 		return err
 	}
+	if s.verify, err = verify.New(verify.Options{
+		Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry, Wake: func() { s.rollout.Wake() },
+	}); err != nil {
+		return err
+	}
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
 		Settle:   reconnectTime,
-		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts,
+		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s},
 	})
 	if err != nil {
 		return err
@@ -173,11 +179,6 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.sources.Load(ctx)
 	if err := s.buildIssuance(cfg); err != nil {
-		return err
-	}
-	if s.verify, err = verify.New(verify.Options{
-		Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry, Wake: func() { s.rollout.Wake() },
-	}); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{
@@ -197,7 +198,7 @@ func (s *server) changed(group string) {
 // that may have been lost with the process.
 func (s *server) judgeAnew(ctx context.Context) error {
 	for _, r := range s.rollout.Active() {
-		if r.State != rollout.Moving {
+		if r.Wave >= len(r.Waves) || !slices.Contains([]rollout.State{rollout.Moving, rollout.Verifying}, r.Waves[r.Wave].State) {
 			continue
 		}
 		for _, c := range r.Change {

@@ -75,6 +75,9 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	t.Cleanup(func() { must(t, sealed.Close()) })
 	p.store = &hookedStore{Store: sealed}
 	p.server.store = p.store
+	closeAudit, err := p.openAudit(cfg)
+	must(t, err)
+	t.Cleanup(closeAudit)
 	must(t, p.build(t.Context(), cfg, nil))
 	p.channels = &channels{authority: p.identities, log: p.log}
 	p.enforce(cfg)

@@ -33,7 +33,7 @@ const (
 // openAudit opens the audit file, and returns what closes it.
 func (s *server) openAudit(cfg *config.Config) (func(), error) {
 	log, err := audit.Open(audit.Options{
-		Path: cfg.Audit.File, Retention: cfg.Audit.Retention, Log: s.log.With("part", "audit"), Registerer: s.registry,
+		Path: cfg.AuditFile(), Retention: cfg.Audit.Retention, Log: s.log.With("part", "audit"), Registerer: s.registry,
 	})
 	if err != nil {
 		return nil, err

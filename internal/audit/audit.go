@@ -50,6 +50,8 @@ type Options struct {
 	Log       *slog.Logger
 	// Registerer gets the metrics.
 	Registerer prometheus.Registerer
+
+	stall time.Duration // for tests; default stallTime
 }
 
 // Log is an audit file that is open for appending. Its methods are safe for concurrent use.
@@ -99,6 +101,9 @@ type Item struct {
 // Open opens a file and goes on with its chain. What a crash left unfinished at its end is cut off. A file that cannot be used at all (a directory that
 // is not there, no permission, another server) is an error, a *store.Fault; a full disk is none. Call Close at the end.
 func Open(opts Options) (*Log, error) {
+	if opts.stall == 0 {
+		opts.stall = stallTime
+	}
 	m, err := newMetrics(opts.Registerer)
 	if err != nil {
 		return nil, err

@@ -68,7 +68,7 @@ func (l *Log) turn(kept []Entry) []Entry {
 		l.release(items, nil)
 		return nil
 	}
-	stalled := time.AfterFunc(stallTime, func() { l.fail(items, errStalled) })
+	stalled := time.AfterFunc(l.opts.stall, func() { l.fail(items, fmt.Errorf("the disk did not answer within %s", l.opts.stall)) })
 	begin := time.Now()
 	err := l.store(append(kept[:len(kept):len(kept)], note...))
 	stalled.Stop()
@@ -82,8 +82,6 @@ func (l *Log) turn(kept []Entry) []Entry {
 	l.release(items, nil)
 	return nil
 }
-
-var errStalled = fmt.Errorf("the disk did not answer within %s", stallTime)
 
 // take returns what waits.
 func (l *Log) take() []*Item {

@@ -46,9 +46,6 @@ func (c *Config) complete() {
 			*f.name = filepath.Join(filepath.Dir(c.file()), *f.name)
 		}
 	}
-	if c.Audit.File == "" && c.DataDir != "" {
-		c.Audit.File = filepath.Join(c.DataDir, "audit.jsonl")
-	}
 }
 
 func (c *Config) completeSecrets() {

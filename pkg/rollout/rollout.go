@@ -321,6 +321,8 @@ type Hold struct {
 	Since   time.Time      `json:"since"`
 	// Handshake is whether a handshake showed it: it is overruled only once what is served has expired.
 	Handshake bool `json:"handshake,omitempty"`
+	// NotAfter is when the version ends; zero: never, or not known.
+	NotAfter time.Time `json:"not_after,omitzero"`
 	// Deadline is when it is overruled, because what is served ends soon; zero: never.
 	Deadline time.Time `json:"deadline,omitzero"`
 }

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -210,5 +211,8 @@ func (c *Controller) softHolds() []Hold {
 			soft = append(soft, h)
 		}
 	}
+	slices.SortFunc(soft, func(a, b Hold) int { // what expires first goes first
+		return cmp.Or(a.NotAfter.Compare(b.NotAfter), strings.Compare(a.Secret, b.Secret))
+	})
 	return soft
 }

@@ -125,6 +125,9 @@ func (t *transaction) put(h Hold) {
 		return
 	}
 	h.Since = t.now
+	if m, ok := t.Meta(h.Secret, h.Version); ok {
+		h.NotAfter = m.NotAfter
+	}
 	t.holds[holdID{h.Secret, h.Version}] = &h
 }
 

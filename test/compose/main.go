@@ -31,19 +31,20 @@ const (
 	dirVariable = "SDS_TEST_COMPOSE_DIR"
 )
 
+// errInside is what the process in the namespaces ended with.
+var errInside = errors.New("in the namespaces")
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var err error
-	if dir := os.Getenv(dirVariable); dir != "" {
-		err = inside(ctx, dir)
-	} else {
-		err = outside(ctx)
+	dir := os.Getenv(dirVariable)
+	run := outside
+	if dir != "" {
+		run = func(ctx context.Context) error { return inside(ctx, dir) }
 	}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok { // it has said why
-		os.Exit(max(1, exit.ExitCode()))
-	}
-	if err != nil {
+	if err := run(ctx); errors.Is(err, errInside) {
+		os.Exit(1) // it has said why
+	} else if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -92,7 +93,10 @@ func outside(ctx context.Context) error {
 		case <-ended:
 		}
 	}()
-	return cmd.Wait()
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%w: %w", errInside, err)
+	}
+	return nil
 }
 
 // inside runs the test as the first process of its namespaces.
@@ -128,7 +132,7 @@ func settle() error {
 	if err != nil {
 		return fmt.Errorf("loopback: %w", err)
 	}
-	defer unix.Close(s) //nolint:errcheck // nothing was written
+	defer func() { _ = unix.Close(s) }() // nothing was written
 	lo, err := unix.NewIfreq("lo")
 	if err != nil {
 		return fmt.Errorf("loopback: %w", err)

@@ -39,10 +39,9 @@ type test struct {
 
 func (t *test) say(format string, args ...any) { fmt.Fprintf(t.out, format+"\n", args...) }
 
-// took says how long something took, now and at the end.
+// took keeps how long something took, for the end.
 func (t *test) took(what string, since time.Time) {
 	t.notes = append(t.notes, fmt.Sprintf("%-52s %6.1f s", what, time.Since(since).Seconds()))
-	t.say("   %s", t.notes[len(t.notes)-1])
 }
 
 // project is the copy of the repository in which the commands are run. Compose takes the project's name from it.
@@ -64,7 +63,8 @@ func (t *test) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.took("Docker engine "+strings.TrimSpace(version)+" started", begin)
+	t.took("engine started", begin)
+	t.say("Docker engine %s, Compose %s", strings.TrimSpace(version), composeVersion)
 
 	begin = time.Now()
 	names, err := importImages(ctx, t.engine, t.project(), t.dir)
@@ -72,7 +72,7 @@ func (t *test) run(ctx context.Context) error {
 		return err
 	}
 	for _, name := range names {
-		t.say("   stand-in for %s, made of local files", name)
+		t.say("stand-in for %s, made of local files", name)
 	}
 	t.took("stand-ins for the official images", begin)
 	return t.tour(ctx)

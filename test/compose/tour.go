@@ -18,7 +18,7 @@ import (
 	"github.com/sds-server/sds-server/internal/testenv"
 )
 
-// shownLines is how many lines of a command's output are shown, the last ones: that of a build is long.
+// shownLines is how many lines of a command's output are shown.
 const shownLines = 15
 
 // step is what is looked at after a command of the README; wait is done before it, where a person would look until it is so.
@@ -108,11 +108,10 @@ func (t *test) tour(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", line, err)
 		}
-		printed := strings.Split(strings.TrimRight(out, "\n"), "\n")
-		for _, line := range printed[max(0, len(printed)-shownLines):] {
-			t.say("   %s", line)
+		t.show(out)
+		if time.Since(begin) > 2*time.Second {
+			t.took(line[:min(len(line), 50)], begin)
 		}
-		t.took("  "+line[:min(len(line), 50)], begin)
 		if steps[i].check != nil {
 			if err := steps[i].check(t, ctx, out); err != nil {
 				return fmt.Errorf("after %q: %w", line, err)
@@ -120,6 +119,14 @@ func (t *test) tour(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// show prints what a command has printed, its last lines: the output of a build is long.
+func (t *test) show(out string) {
+	lines := slices.Collect(strings.Lines(strings.TrimSpace(out)))
+	for _, line := range lines[max(0, len(lines)-shownLines):] {
+		t.say("   %s", strings.TrimRight(line, "\n"))
+	}
 }
 
 // shell runs a line in the project, and returns its standard output.
@@ -147,7 +154,7 @@ func (t *test) ask(ctx context.Context, answer any, command string) error {
 	return nil
 }
 
-// isUp: the commands returns when everything is healthy, which has to include a certificate soon after.
+// isUp: the command returns when everything is healthy, which has to include a certificate soon after.
 func (t *test) isUp(ctx context.Context, _ string) error {
 	if err := t.startLoad(ctx); err != nil {
 		return err

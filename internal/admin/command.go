@@ -30,6 +30,9 @@ type command struct {
 // withCommand makes body note what is asked for.
 func withCommand(r *http.Request) (*http.Request, *command) {
 	c := &command{name: commandName(r.Pattern), secret: r.PathValue("name"), version: r.URL.Query().Get("version")}
+	if id := r.PathValue("id"); id != "" {
+		c.take("rollout", id)
+	}
 	return r.WithContext(context.WithValue(r.Context(), commandKey{}, c)), c
 }
 
@@ -42,8 +45,10 @@ func commandName(pattern string) string {
 		return "secrets import"
 	case "identity":
 		return "identity issue"
+	case "rollouts":
+		return "rollout start"
 	default:
-		return name
+		return strings.Replace(name, "rollouts ", "rollout ", 1)
 	}
 }
 

@@ -18,6 +18,8 @@ const (
 	pollInterval = 10 * time.Millisecond
 	// queueWait is how long a renewal without a wait looks whether the order is refused: one that only queues has begun.
 	queueWait = time.Second
+	// progressInterval is how often a renewal that waits for its rollout says how far that is.
+	progressInterval = time.Second
 )
 
 // errStopping ends what only waits when the server shuts down.
@@ -165,19 +167,28 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 	}
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	said := ""
+	said, asked := "", time.Time{}
 	for {
 		r, err := f.server.Rollout.Rollout(ctx, id)
 		if err != nil {
 			return err
 		}
 		if text := fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason); text != said {
-			said = text
+			said, asked = text, time.Now()
 			f.say(Renewal{Step: text})
+		}
+		if now := time.Now(); now.Sub(asked) >= progressInterval { // no more often: it looks at every rollout
+			asked = now
+			if left := f.server.left(id); left != "" {
+				f.say(Renewal{Step: said + " (" + left + ")", Again: true})
+			}
 		}
 		switch {
 		case r.State == rollout.Done:
 			return nil
+		case r.Joined != 0: // it travels with another one
+			id = r.Joined
+			continue
 		case r.State.Ended():
 			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -31,10 +32,6 @@ import (
 	"github.com/sds-server/sds-server/pkg/store"
 	"github.com/sds-server/sds-server/pkg/verify"
 )
-
-// reconnectTime is what Envoys have to come back after a restart of the server, before a wave may be judged by those that are there: the longest
-// back-off of the bootstraps that this server prints.
-const reconnectTime = 5 * time.Second
 
 // drainTime bounds each step of a shutdown.
 const drainTime = 5 * time.Second
@@ -148,15 +145,19 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.edge, err = sds.New(ctx, sds.Options{
 		Cache: s.cache, Policy: edgePolicy(cfg), Limits: edgeLimits(cfg), Replica: cfg.Replica, Log: s.log.With("part", "sds"),
-		Registerer: s.registry, Store: s.store, Pushes: s.pushes, OnChange: func(string) { s.rollout.Wake() },
+		Registerer: s.registry, Store: s.store, Pushes: s.pushes, OnChange: s.changed,
 	})
 	if err != nil {
 		return err
 	}
+	if s.verify, err = verify.New(verify.Options{
+		Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry, Wake: func() { s.rollout.Wake() },
+	}); err != nil {
+		return err
+	}
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
-		Settle:   reconnectTime,
-		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts,
+		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s},
 	})
 	if err != nil {
 		return err
@@ -175,9 +176,6 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
-	if s.verify, err = verify.New(verify.Options{Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry}); err != nil {
-		return err
-	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
 		Verify: s.verify, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
@@ -185,11 +183,17 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	return s.registry.Register(s.admin.Collector())
 }
 
+// changed tells what waits for news of nodes that there are some of a group.
+func (s *server) changed(group string) {
+	s.rollout.Wake()
+	s.verify.Changed(group)
+}
+
 // judgeAnew makes the versions that were on their way at the last end go out as other bytes: a node may have rejected one of them, and the record of
 // that may have been lost with the process.
 func (s *server) judgeAnew(ctx context.Context) error {
 	for _, r := range s.rollout.Active() {
-		if r.State != rollout.Moving {
+		if r.Wave >= len(r.Waves) || !slices.Contains([]rollout.State{rollout.Moving, rollout.Verifying}, r.Waves[r.Wave].State) {
 			continue
 		}
 		for _, c := range r.Change {

@@ -61,6 +61,7 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	if _, err := os.Stat(p.file); errors.Is(err, os.ErrNotExist) {
 		_, err := Init(t.Context(), InitOptions{Dir: filepath.Dir(p.file), Listen: "127.0.0.1:18000"})
 		must(t, err)
+		p.configure("  promotion: auto", "  watch: 0s\n  empty_group: skip\n  promotion: auto")
 	}
 	var err error
 	p.authority, err = testenv.NewAuthority(dir, "site")
@@ -232,6 +233,10 @@ func TestTheGroupThatEndsFirstCounts(t *testing.T) {
 					"certificates: [{name: "+site+", dns_names: ["+site+"], issuers: [ca]}]\ngroups:\n")
 			first := p.accept(row.first)
 			second := p.accept(late)
+			plan := p.cache.Plan() // where the first one has ended, the second one went to all groups at once
+			_, err := plan.Move(t.Context(), "production", map[string]secret.Version{site: first.Version}, cache.Why{Reason: "test"})
+			must(t, err)
+			must(t, plan.Commit(t.Context()))
 			p.serveAdmin()
 			if got := p.gauge("sds_certificate_not_after_timestamp_seconds"); got != float64(row.first.Unix()) {
 				t.Errorf("metric: got %v, want %v, the end of what production serves", got, row.first.Unix())

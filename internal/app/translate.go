@@ -89,6 +89,7 @@ func (f fleet) Progress(group string, want map[string]secret.Version) []rollout.
 	for _, n := range nodes {
 		p := rollout.NodeProgress{
 			Identity: n.Identity, Node: n.Node, Connected: n.Connected, Acked: n.Acked, Since: n.Since, LastSeen: n.LastSeen,
+			Returning: n.Returning, Unsubscribed: n.Unsubscribed,
 		}
 		if n.NACK != nil {
 			p.Nacked = &rollout.NACK{Secret: n.NACK.Secret, Version: n.NACK.Version, Message: n.NACK.Message}

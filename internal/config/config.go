@@ -321,6 +321,8 @@ type Verify struct {
 type Endpoint struct {
 	Address string `mapstructure:"address"`
 	Node    string `mapstructure:"node"`
+	// ServerNames are asked for at this address; default those of Verify.
+	ServerNames []string `mapstructure:"server_names"`
 }
 
 // Rollout says how changes move through the groups.

@@ -92,19 +92,19 @@ func (t *test) tour(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	prelude := ""
+	var functions strings.Builder // of the shell, for the lines after them
 	for i, line := range lines {
 		if steps[i].wait != nil {
 			if err := steps[i].wait(t, ctx); err != nil {
 				return fmt.Errorf("before %q: %w", line, err)
 			}
 		}
-		if strings.Contains(line, "() {") { // a function of the shell, for the lines after it
-			prelude += line + "\n"
+		if strings.Contains(line, "() {") {
+			functions.WriteString(line + "\n")
 		}
 		t.say("$ %s", line)
 		begin := time.Now()
-		out, err := t.shell(ctx, prelude+line)
+		out, err := t.shell(ctx, functions.String()+line)
 		if err != nil {
 			return fmt.Errorf("%s: %w", line, err)
 		}

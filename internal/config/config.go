@@ -11,6 +11,7 @@ package config
 
 import (
 	"io/fs"
+	"path/filepath"
 	"time"
 )
 
@@ -386,9 +387,18 @@ type Freeze struct {
 	Reason string    `mapstructure:"reason"`
 }
 
-// Audit is where every lifecycle event is written; an empty File means nowhere.
+// Audit is where every lifecycle event is written.
 type Audit struct {
+	// File is made if it is missing. Empty: see AuditFile.
 	File string `mapstructure:"file" file:"name"`
 	// Retention of entries; default 26280h (3 years).
 	Retention time.Duration `mapstructure:"retention"`
+}
+
+// AuditFile is the audit file: audit.file, or audit.jsonl in data_dir.
+func (c *Config) AuditFile() string {
+	if c.Audit.File != "" {
+		return c.Audit.File
+	}
+	return filepath.Join(c.DataDir, "audit.jsonl")
 }

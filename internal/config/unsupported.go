@@ -50,7 +50,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "rollout.hook"},
 		{key: "rollout.windows"},
 		{key: "rollout.freeze"},
-		{key: "audit"},
 		{key: "drills"},
 	}
 }

@@ -278,7 +278,8 @@ func (f *fleet) restart(t testing.TB) {
 // disk is a store of which the commits can be made to fail.
 type disk struct {
 	store.Store
-	broken atomic.Bool
+	broken  atomic.Bool
+	commits atomic.Int64
 }
 
 var errBroken = errors.New("disk is broken")
@@ -288,6 +289,7 @@ func (d *disk) Commit(ctx context.Context, conditions []store.Condition, operati
 	if d.broken.Load() {
 		return 0, errBroken
 	}
+	d.commits.Add(1)
 	return d.Store.Commit(ctx, conditions, operations)
 }
 

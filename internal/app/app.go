@@ -33,10 +33,6 @@ import (
 	"github.com/sds-server/sds-server/pkg/verify"
 )
 
-// reconnectTime is what Envoys have to come back after a restart of the server, before a wave may be judged by those that are there: the longest
-// back-off of the bootstraps that this server prints.
-const reconnectTime = 5 * time.Second
-
 // drainTime bounds each step of a shutdown.
 const drainTime = 5 * time.Second
 
@@ -161,7 +157,6 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
-		Settle:   reconnectTime,
 		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s},
 	})
 	if err != nil {

@@ -233,6 +233,10 @@ func TestTheGroupThatEndsFirstCounts(t *testing.T) {
 					"certificates: [{name: "+site+", dns_names: ["+site+"], issuers: [ca]}]\ngroups:\n")
 			first := p.accept(row.first)
 			second := p.accept(late)
+			plan := p.cache.Plan() // where the first one has ended, the second one went to all groups at once
+			_, err := plan.Move(t.Context(), "production", map[string]secret.Version{site: first.Version}, cache.Why{Reason: "test"})
+			must(t, err)
+			must(t, plan.Commit(t.Context()))
 			p.serveAdmin()
 			if got := p.gauge("sds_certificate_not_after_timestamp_seconds"); got != float64(row.first.Unix()) {
 				t.Errorf("metric: got %v, want %v, the end of what production serves", got, row.first.Unix())

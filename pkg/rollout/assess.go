@@ -9,7 +9,6 @@ import (
 
 // assess looks at a wave under way, and makes the transition that follows from what is seen.
 func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
-	t.musterAgain(r, w)
 	s := t.sight(r, w)
 	w.Nodes = s.verdict.nodes
 	d := t.policy.decide(r, w, s, t.now)
@@ -54,11 +53,6 @@ func (t *transaction) lookPaused(ctx context.Context, r *Rollout, w *Wave) (time
 func (t *transaction) sight(r *Rollout, w *Wave) sight {
 	s := sight{verdict: t.verdict(r, w)}
 	switch w.State {
-	case Moving:
-		s.waiting = t.unsettled(r, w, &s.verdict)
-		if s.waiting {
-			s.verdict.wakeAt(t.c.settled)
-		}
 	case Verifying:
 		s.round = t.round(r, w, w.Since)
 	case Watching:
@@ -151,18 +145,18 @@ func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string
 	note = dashed(note)
 	switch {
 	case w.State == Moving && t.provable(r, w):
-		w.State, w.Members, w.Early, w.Stalled = Verifying, nil, false, false
+		w.State, w.Members, w.Stalled = Verifying, nil, false
 		r.log(t.now, Verifying, fmt.Sprintf("wave %d (%s) has ACKed%s", r.Wave+1, some(w.Groups), note), "")
 	case w.State != Watching && t.watches(r):
 		length := t.watchLength(r)
-		w.State, w.Members, w.Early, w.Stalled, w.Watch, w.Watched = Watching, nil, false, false, length.Seconds(), 0
+		w.State, w.Members, w.Stalled, w.Watch, w.Watched = Watching, nil, false, length.Seconds(), 0
 		what := "is watched for " + length.Round(time.Millisecond).String()
 		if length < t.policy.Watch {
 			what += ", not for " + t.policy.Watch.String() + ": what the later waves serve ends soon"
 		}
 		r.log(t.now, Watching, fmt.Sprintf("wave %d (%s) %s%s", r.Wave+1, some(w.Groups), what, note), "")
 	default:
-		w.State, w.Members, w.Early, w.Stalled = Done, nil, false, false
+		w.State, w.Members, w.Stalled = Done, nil, false
 		t.c.unobserve(r.ID)
 		if note != "" {
 			r.log(t.now, r.State, fmt.Sprintf("wave %d (%s) is done%s", r.Wave+1, some(w.Groups), note), "")
@@ -188,11 +182,6 @@ func dashed(note string) string {
 // watches reports whether the waves of a rollout are watched.
 func (t *transaction) watches(r *Rollout) bool {
 	return !r.addition() && !r.emergency() && (t.policy.Watch > 0 || len(t.policy.Gates) > 0 || t.policy.Hook)
-}
-
-// unsettled reports whether nodes may still be on their way back after a start: some are missing, or it is not known which there are.
-func (t *transaction) unsettled(r *Rollout, w *Wave, v *verdict) bool {
-	return t.now.Before(t.c.settled) && !r.addition() && (w.Early || len(w.Members) == 0 || v.nodes.Acked < len(w.Members))
 }
 
 // stall says that a wave goes on only when a node ACKs, or an operator says so: every member went without a word. It lets other changes

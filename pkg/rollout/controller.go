@@ -29,10 +29,6 @@ type Options struct {
 	Fleet  Fleet
 	Policy Policy
 	Log    *slog.Logger
-	// Settle is how long after New a wave does not pass, unless all of its recorded members have ACKed: after a restart the nodes are
-	// still on their way back, and a group that seems empty, or smaller than it is, would let a change pass that its nodes refuse.
-	// The first start, with no rollout stored, does not wait. Default 0.
-	Settle time.Duration
 	// Prober makes handshakes; nil: none are asked for.
 	Prober Prober
 	// Gates reads the values of the policy's gates, and Hook runs its command; nil where the policy never has any.
@@ -59,7 +55,6 @@ type Controller struct {
 	gates    Gates
 	hook     Hook
 	audit    func(context.Context, []Record)
-	settled  time.Time // when Settle ends
 
 	turn chan struct{} // one token: whoever holds it may plan and commit
 	wake chan struct{} // capacity 1: something may have to move
@@ -97,9 +92,8 @@ type holdID struct {
 func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
 		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released, refers: opts.Refers,
-		audit:   opts.Audit,
-		settled: time.Now().Add(opts.Settle),
-		turn:    make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
+		audit: opts.Audit,
+		turn:  make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
 		prober: opts.Prober, gates: opts.Gates, hook: opts.Hook,
 		watches: map[uint64]*observation{}, asked: map[uint64]*question{}, recent: map[uint64]*Rollout{},
 		ended: map[State]uint64{}, sights: map[uint64]shown{},
@@ -112,9 +106,6 @@ func (c *Controller) load(ctx context.Context) error {
 	rollouts, err := c.History(ctx)
 	if err != nil {
 		return err
-	}
-	if len(rollouts) == 0 {
-		c.settled = time.Time{} // the first start: nobody is on the way back
 	}
 	return c.adopt(ctx, rollouts)
 }

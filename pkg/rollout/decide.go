@@ -11,7 +11,6 @@ import (
 // sight is what is seen of a wave under way: with the wave and the policy, all that a decision depends on.
 type sight struct {
 	verdict  verdict
-	waiting  bool      // nodes may still be on their way back after a start
 	round    Round     // of all groups together
 	readings []Reading // at the last look
 	hook     HookResult
@@ -85,7 +84,7 @@ func (p Policy) moving(r *Rollout, w *Wave, s sight) decision {
 		return decision{failed: fmt.Sprintf("%s did not answer within %s", s.verdict.late, p.AckTimeout)}
 	case r.emergency() && n.Acked+n.Nacked == n.Expected:
 		return decision{pass: true}
-	case n.Acked < n.Expected && !enough, s.waiting:
+	case n.Acked < n.Expected && !enough:
 		return decision{recheck: s.verdict.recheck}
 	case len(s.verdict.members) > 0 && n.Acked == 0 && !r.addition() && !r.removal() && !r.emergency():
 		return decision{stall: true, recheck: s.verdict.recheck}

@@ -10,7 +10,8 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-// Fleet tells how the nodes stand. It is asked after every change of the ledger and must not block.
+// Fleet tells how the nodes stand. It is asked after every change of the ledger and must not block. It knows the nodes also after a restart of the
+// server: those that are not back count as last seen when it started, where nobody saw them leave.
 type Fleet interface {
 	// Progress returns the nodes of a group that subscribe, or did when last seen, to at least one of the wanted secrets.
 	Progress(group string, want map[string]secret.Version) []NodeProgress

@@ -114,13 +114,15 @@ func (f *fleet) edit(change func()) {
 	change()
 }
 
-// forget is a restart of the server: the ledger is in its memory. Every connected node comes again, if it does.
+// forget is a restart of the server: what nodes ACKed is in its memory. Which there are is stored; those that were connected at the end count as
+// seen now. Every connected node comes again, if it does.
 func (f *fleet) forget(comeBack bool) {
 	f.edit(func() {
 		for _, n := range f.nodes {
 			n.reset() // what it had refused is in the memory of the server, too
-			n.known = n.connected && comeBack
-			n.connected = n.known
+			if n.connected {
+				n.connected, n.lastSeen = comeBack, time.Now()
+			}
 		}
 	})
 }

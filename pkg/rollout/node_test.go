@@ -384,18 +384,17 @@ func TestNoKeyIsLogged(t *testing.T) {
 func TestGroupThatSeemsEmptyAfterARestartIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, waves("auto", "canary", "production"))
-		r.node("c1", "canary", "a")
-		r.node("p1", "production", "a")
+		c, p := r.node("c1", "canary", "a"), r.node("p1", "production", "a")
 		old := r.serve("a")
-		r.settleTime = 10 * time.Second
 		r.fleet.forget(false) // nobody is back yet
 		r.crash()
 		r.reconfigure(r.policy)
 		next := r.accept("a")
-		r.step()
+		r.pass(5 * time.Minute)
 		r.want("a", map[string]secret.Version{"canary": next, "production": old})
-		time.Sleep(11 * time.Second) //nolint:forbidigo // fake time of a synctest bubble
-		r.step()
+		r.edit(c, (*node).connect)
+		r.edit(p, (*node).connect)
+		r.pass(2 * time.Second)
 		r.want("a", r.all(next))
 	})
 }

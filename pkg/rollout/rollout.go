@@ -107,7 +107,6 @@ type Wave struct {
 	Moved    []string  `json:"moved,omitempty"`    // groups that are switched
 	At       time.Time `json:"at,omitzero"`        // when the first group was switched
 	Members  []Member  `json:"members,omitempty"`  // while it moves: nodes that subscribed when their group was switched, or within node_grace before; up to maxMembers
-	Early    bool      `json:"early,omitempty"`    // switched so soon after a start that Members may lack nodes
 	Stalled  bool      `json:"stalled,omitempty"`  // every member went without an ACK; it holds no slot any more
 	Forced   bool      `json:"forced,omitempty"`   // an operator let it pass when it was stalled
 

@@ -155,7 +155,7 @@ func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) (time.Time
 	}
 	if wait, reason := t.wantsPromotion(r, w); wait {
 		r.log(t.now, Waiting, reason, "")
-		return time.Time{}, nil
+		return t.graceEnds(r, w), nil
 	}
 	if e.late {
 		t.holdAll(r, Soft, e.reason)
@@ -200,8 +200,6 @@ func (t *transaction) mustWait(r *Rollout, w *Wave, e earlier) (reason string, r
 	switch {
 	case e.reason != "":
 		return e.reason, e.recheck
-	case r.removal() && t.now.Before(t.c.settled) && !t.firstWave(w):
-		return "until the nodes had the time to come back after the start", t.c.settled
 	case t.occupied(r, w):
 		return "until another change has left " + some(w.Groups), time.Time{}
 	}
@@ -222,11 +220,32 @@ func (t *transaction) wantsNode(r *Rollout, w *Wave) string {
 		return ""
 	}
 	for g, nodes := range t.c.progress(r, w) {
-		if !slices.ContainsFunc(nodes, func(n NodeProgress) bool { return n.Connected || t.now.Before(n.LastSeen.Add(t.policy.NodeGrace)) }) {
+		if !slices.ContainsFunc(nodes, t.counts) {
 			return fmt.Sprintf("for a node of %s that subscribes to %s (empty_group is wait)", g, some(r.secrets()))
 		}
 	}
 	return ""
+}
+
+// counts reports whether a node is connected, or was a moment ago.
+func (t *transaction) counts(n NodeProgress) bool {
+	return n.Connected || t.now.Before(n.LastSeen.Add(t.policy.NodeGrace))
+}
+
+// graceEnds returns when the next absent node leaves the count that keeps a removal waiting; zero: never.
+func (t *transaction) graceEnds(r *Rollout, w *Wave) time.Time {
+	var next time.Time
+	if !r.removal() {
+		return next
+	}
+	for _, nodes := range t.c.progress(r, w) {
+		for _, n := range nodes {
+			if !n.Connected && t.counts(n) {
+				next = sooner(next, n.LastSeen.Add(t.policy.NodeGrace))
+			}
+		}
+	}
+	return next
 }
 
 // firstWave reports whether the wave may move without a promotion, whatever the policy.
@@ -243,7 +262,7 @@ func (t *transaction) wantsPromotion(r *Rollout, w *Wave) (bool, string) {
 		return t.policy.Manual, reason
 	}
 	for _, nodes := range t.c.progress(r, w) {
-		if slices.ContainsFunc(nodes, func(n NodeProgress) bool { return n.Connected }) {
+		if slices.ContainsFunc(nodes, t.counts) {
 			return true, reason + ": nodes there subscribe to what is removed, and rollout.watch is 0"
 		}
 	}
@@ -300,7 +319,7 @@ func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
 		return nil // the commit is full; the next one begins
 	}
 	if w.State != Moving {
-		w.State, w.At, w.Since, w.Early = Moving, t.now, t.now, t.now.Before(t.c.settled)
+		w.State, w.At, w.Since = Moving, t.now, t.now
 		w.Snapshot = t.Target(w.Groups[0]).Number
 	}
 	r.log(t.now, Moving, fmt.Sprintf("wave %d (%s) was switched", r.Wave+1, some(w.Groups)), "")
@@ -316,7 +335,7 @@ func (t *transaction) muster(r *Rollout, w *Wave, group string) {
 	members := slices.Clone(w.Members)
 	for _, n := range t.c.fleet.Progress(group, r.wants()) {
 		key := memberKey(group, n.Identity, n.Node)
-		if known[key] || !n.Connected && !t.now.Before(n.LastSeen.Add(t.policy.NodeGrace)) {
+		if known[key] || !t.counts(n) {
 			continue
 		}
 		w.Nodes.Expected++
@@ -325,15 +344,4 @@ func (t *transaction) muster(r *Rollout, w *Wave, group string) {
 		}
 	}
 	w.Members = members
-}
-
-// musterAgain completes the members of a wave that was switched before the nodes had the time to come back.
-func (t *transaction) musterAgain(r *Rollout, w *Wave) {
-	if !w.Early || t.now.Before(t.c.settled) {
-		return
-	}
-	w.Early, t.touched = false, true
-	for _, g := range w.Groups {
-		t.muster(r, w, g)
-	}
 }

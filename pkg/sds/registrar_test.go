@@ -504,7 +504,9 @@ func (f *fleet) offstage(db store.Store) (*ledger, *registrar) {
 	l := newLedger(2 * maxNodes)
 	r := newRegistrar(db, l, slog.New(slog.DiscardHandler))
 	l.marked = r.mark
-	r.rights = func() *Policy { return NewPolicy([]Group{{Name: "canary", Identities: []string{"*"}, Secrets: []string{"*"}}}) }
+	r.rights = func() *Policy {
+		return NewPolicy([]Group{{Name: "canary", Identities: []string{"*"}, Secrets: []string{"*"}}})
+	}
 	r.secretOf = f.registrar.secretOf
 	return l, r
 }

@@ -18,9 +18,33 @@ const (
 	// maxAliases bounds how many of them are names that a node asked for itself (on-demand).
 	maxAliases = 8
 	// roundNames is how many names are asked for in a round for a rollout, likewise, where no server names are configured. All names of a certificate
-	// change together; more than one is asked for since each may have a filter chain of its own.
-	roundNames = 4
+	// change together; more than one is asked for since each may have a filter chain of its own. There are fewer where a round would come to more
+	// than roundHandshakes: one takes a millisecond of a processor here.
+	roundNames      = 4
+	roundHandshakes = 2000
 )
+
+// scope is what a round is about.
+type scope struct {
+	want  map[string]secret.Version
+	names int // that are asked for of each secret at each target
+}
+
+// newScope returns the one for the wanted versions in a group.
+func newScope(g Group, want map[string]secret.Version) *scope {
+	pairs := 0
+	for _, t := range g.Targets {
+		of := map[string]bool{}
+		for _, w := range t.Secrets {
+			if want[w.Secret] == w.Version {
+				of[w.Secret] = true
+			}
+		}
+		pairs += len(of)
+	}
+	const clients = 2 // of each, at least
+	return &scope{want, min(max(roundHandshakes/max(clients*pairs, 1), 1), roundNames)}
+}
 
 // Group is what is to be proven of a node group.
 type Group struct {
@@ -61,8 +85,8 @@ func Plan(g Group) []Check {
 	return checks
 }
 
-// plan returns the checks at the target: all, or those that prove the wanted versions of a round.
-func (t *Target) plan(g Group, want map[string]secret.Version) []Check {
+// plan returns the checks at the target: all, or those of a round where about is not nil.
+func (t *Target) plan(g Group, about *scope) []Check {
 	serverNames := t.names(g)
 	index := leafIndex{}
 	secrets, names, aliases, taken := map[string]bool{}, map[string]bool{}, map[string]int{}, map[string]int{}
@@ -76,12 +100,12 @@ func (t *Target) plan(g Group, want map[string]secret.Version) []Check {
 				continue
 			}
 		}
-		if want != nil && want[w.Secret] != w.Version {
+		if about != nil && about.want[w.Secret] != w.Version {
 			continue
 		}
 		ask := w.names(serverNames)
-		if want != nil && len(serverNames) == 0 {
-			ask = ask[:min(len(ask), roundNames-taken[w.Secret])]
+		if about != nil && len(serverNames) == 0 {
+			ask = ask[:min(len(ask), about.names-taken[w.Secret])]
 			taken[w.Secret] += len(ask)
 		}
 		for _, name := range ask {
@@ -90,7 +114,7 @@ func (t *Target) plan(g Group, want map[string]secret.Version) []Check {
 	}
 	var checks []Check
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		for _, one := range clients(index.candidates(name), want) {
+		for _, one := range clients(index.candidates(name), about) {
 			checks = append(checks, Check{
 				Group: g.Name, Address: t.Address, Node: t.Node, Nodes: t.Nodes, ServerName: name, Client: one.client, Wanted: one.wanted, Timeout: g.Timeout,
 			})
@@ -185,9 +209,9 @@ type probe struct {
 }
 
 // clients returns which clients prove leaves that are candidates under one name. An RSA certificate is shown to an RSA-only client, one of ECDSA (or
-// Ed25519) to a client that knows only that, and to TLS 1.3 that of ECDSA before that of RSA. In a round (want is not nil) the wanted secrets come
+// Ed25519) to a client that knows only that, and to TLS 1.3 that of ECDSA before that of RSA. In a round (about is not nil) the wanted secrets come
 // first among equals, and what is to show one of the others first proves nothing.
-func clients(leaves []Leaf, want map[string]secret.Version) []probe {
+func clients(leaves []Leaf, about *scope) []probe {
 	var rsa, other []Leaf
 	for _, l := range leaves {
 		if l.rsa() {
@@ -196,8 +220,8 @@ func clients(leaves []Leaf, want map[string]secret.Version) []probe {
 			other = append(other, l)
 		}
 	}
-	if want != nil {
-		wantedFirst := func(a, b Leaf) int { return cmp.Compare(rank(a, want), rank(b, want)) }
+	if about != nil {
+		wantedFirst := func(a, b Leaf) int { return cmp.Compare(about.rank(a), about.rank(b)) }
 		slices.SortStableFunc(rsa, wantedFirst)
 		slices.SortStableFunc(other, wantedFirst)
 	}
@@ -211,12 +235,12 @@ func clients(leaves []Leaf, want map[string]secret.Version) []probe {
 	if len(leaves) > 0 {
 		probes = append(probes, probe{TLS13, slices.Concat(other, rsa)})
 	}
-	return slices.DeleteFunc(probes, func(p probe) bool { return want != nil && rank(p.wanted[0], want) > 0 })
+	return slices.DeleteFunc(probes, func(p probe) bool { return about != nil && about.rank(p.wanted[0]) > 0 })
 }
 
 // rank is 0 for a leaf of a wanted secret.
-func rank(l Leaf, want map[string]secret.Version) int {
-	if _, ok := want[l.Secret]; ok {
+func (s *scope) rank(l Leaf) int {
+	if _, ok := s.want[l.Secret]; ok {
 		return 0
 	}
 	return 1

@@ -222,9 +222,9 @@ func (m *Monitor) look(ctx context.Context, l *lookout, g Group) {
 // plan returns the checks of a round, and notes what cannot be looked for.
 func (r *rounds) plan(l *lookout, g Group) []Check {
 	var checks []Check
-	targets := map[string]bool{}
+	targets, about := map[string]bool{}, newScope(g, l.want)
 	for _, t := range g.Targets {
-		planned := t.plan(g, l.want)
+		planned := t.plan(g, about)
 		if len(planned) > 0 {
 			targets[t.Address] = true
 		}

@@ -417,7 +417,7 @@ func TestPlanOfARound(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			target := Target{Address: "x:1", Secrets: test.secrets}
 			var got []string
-			for _, c := range target.plan(Group{Name: "g", ServerNames: test.serverNames}, map[string]secret.Version{"r": "v1", "e": "v1", "old": "v1"}) {
+			for _, c := range target.plan(Group{Name: "g", ServerNames: test.serverNames}, &scope{map[string]secret.Version{"r": "v1", "e": "v1", "old": "v1"}, roundNames}) {
 				words := []string{c.ServerName, string(c.Client)}
 				for _, w := range c.Wanted {
 					words = append(words, w.Secret)
@@ -438,8 +438,29 @@ func TestPlanOfARoundIsBoundedOverAliases(t *testing.T) {
 	for i := range 10 {
 		target.Secrets = append(target.Secrets, Wanted{Leaf: wild, Asked: fmt.Sprintf("%d.a.example", i)})
 	}
-	if n := len(target.plan(Group{}, map[string]secret.Version{"wild": "v1"})); n != 2*roundNames {
+	if n := len(target.plan(Group{}, &scope{map[string]secret.Version{"wild": "v1"}, roundNames})); n != 2*roundNames {
 		t.Errorf("%d checks, want %d", n, 2*roundNames)
+	}
+}
+
+// A round with many targets and secrets asks for fewer names.
+func TestNamesOfALargeRoundAreFewer(t *testing.T) {
+	wanted := map[string]secret.Version{}
+	var secrets []Wanted
+	for i := range 10 {
+		name := fmt.Sprint(i)
+		wanted[name] = "v1"
+		leaf := Leaf{Secret: name, Version: "v1"}
+		secrets = append(secrets, Wanted{Asked: name, Leaf: leaf}, Wanted{Asked: "alias", Leaf: leaf}, Wanted{Asked: "x", Leaf: Leaf{Secret: "other" + name, Version: "v1"}})
+	}
+	for targets, want := range map[int]int{0: roundNames, 1: roundNames, 25: 4, 33: 3, 50: 2, 100: 1, 10000: 1} {
+		g := Group{}
+		for range targets {
+			g.Targets = append(g.Targets, Target{Secrets: secrets})
+		}
+		if got := newScope(g, wanted).names; got != want {
+			t.Errorf("%d targets with 10 secrets: %d names, want %d", targets, got, want)
+		}
 	}
 }
 

@@ -103,12 +103,14 @@ func (s *series) run(ctx context.Context, each func(Result)) {
 		pending[i] = i
 	}
 	for {
+		begin := time.Now()
 		again, ok := s.pass(ctx, pending, each)
 		if !ok || len(again) == 0 {
 			return
 		}
 		pending = again
-		timer := time.NewTimer(s.pause)
+		s.pause = max(s.pause, time.Since(begin)) // where that is much work, at most half of the time
+		timer := time.NewTimer(min(s.pause, time.Until(s.since[pending[0]].Add(s.checks[pending[0]].Timeout))))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -167,9 +169,9 @@ func (s *series) repeats(k Kind) bool {
 	return s.want != nil && !k.Mismatch()
 }
 
-// inTime reports whether a check may be made again.
+// inTime reports whether a check may be made again: the last time is when its time-out has passed.
 func (s *series) inTime(i int) bool {
-	return time.Since(s.since[i])+s.pause < s.checks[i].Timeout
+	return time.Since(s.since[i]) < s.checks[i].Timeout
 }
 
 // moved reports whether the group is at something else by now than a result was judged by.

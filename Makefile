@@ -38,6 +38,11 @@ test-envoys: tools ## run the integration tests and boot the examples on each ve
 	@go build -o .tools/bin/summary ./internal/testenv/summary
 	@SDS_TEST_NO_RACE=1 .tools/bin/summary -envoys "$(ENVOYS)" -count=1 -timeout 9m -skip '$(NOT_ENVOY)' ./test/integration ./examples/envoy
 
+.PHONY: test-compose
+test-compose: tools ## run docker-compose.yaml and the README's tour on a Docker engine of its own (as root; needs Debian's docker.io)
+	@go build -o .tools/bin/compose ./test/compose
+	@.tools/bin/compose
+
 .PHONY: lint
 lint: ## check style, and the architecture: which package imports what
 	go run $(GOLANGCI_LINT) run

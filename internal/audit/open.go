@@ -118,9 +118,6 @@ func findEnd(file *os.File, size int64) (ending, error) {
 		e, parseErr := parse(line.text)
 		if parseErr == nil {
 			found.end = head{e.Seq, e.Hash}
-			if line.begin == 0 && e.Event == EventBegins {
-				found.end.hash = e.Prev
-			}
 			found.end.seq += uint64(found.bad)
 			return found, nil
 		}

@@ -1,4 +1,5 @@
-# Needs Go, GNU make, and Python 3 with pip (the real Envoy comes as a Python wheel); a C compiler for the race detector.
+# Needs Go, GNU make, Python 3 with pip (the real Envoy comes as a Python wheel), apt-get and dpkg (for Prometheus, if none is there);
+# a C compiler for the race detector.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ help: ## show this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: ## install Envoy and Pebble into .tools/ (does nothing when they are there)
+tools: ## install Envoy, Pebble and Prometheus into .tools/ (does nothing when they are there)
 	@go run ./internal/testenv/tools
 
 .PHONY: build
@@ -36,6 +37,11 @@ test: tools ## run all tests, with the race detector, real Envoys and a real Peb
 test-envoys: tools ## run the integration tests and boot the examples on each version of Envoy in ENVOYS; prints a table last
 	@go build -o .tools/bin/summary ./internal/testenv/summary
 	@SDS_TEST_NO_RACE=1 .tools/bin/summary -envoys "$(ENVOYS)" -count=1 -timeout 9m -skip '$(NOT_ENVOY)' ./test/integration ./examples/envoy
+
+.PHONY: test-compose
+test-compose: tools ## run docker-compose.yaml and the README's tour on a Docker engine of its own (as root; needs Debian's docker.io)
+	@go build -o .tools/bin/compose ./test/compose
+	@.tools/bin/compose
 
 .PHONY: lint
 lint: ## check style, and the architecture: which package imports what

@@ -63,6 +63,7 @@ type server struct {
 	issuance   *issuer.Loop
 	sources    *source.Source
 	verify     *verify.Monitor
+	outside    outside
 	admin      *admin.Server
 	watcher    *config.Watcher
 
@@ -155,9 +156,14 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}); err != nil {
 		return err
 	}
+	policy, err := rolloutPolicy(cfg)
+	if err != nil {
+		return err
+	}
+	s.buildOutside(cfg)
 	s.rollout, err = rollout.New(ctx, rollout.Options{
-		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
-		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s},
+		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: policy, Log: s.log.With("part", "rollout"),
+		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s}, Gates: s.outside, Hook: s.outside,
 	})
 	if err != nil {
 		return err
@@ -166,7 +172,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 		return err
 	}
 	// Groups that are new, and versions that a crash left without a rollout, are taken up before any Envoy is answered.
-	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
+	if err := s.rollout.Reconfigure(ctx, policy); err != nil {
 		return err
 	}
 	if err := s.buildSources(cfg, files); err != nil {
@@ -249,6 +255,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	s.ready.Store(false)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
+	s.outside.close()
 	s.edge.Shutdown(bounded)
 	stopStreams()
 	if edgeErr := edge.Wait(); err == nil && !errors.Is(edgeErr, context.Canceled) {

@@ -130,6 +130,8 @@ func (p *parts) body(group string) []byte {
 type absent struct{}
 
 // Progress implements rollout.Fleet.
+func (absent) Displaces(string, string, []string) bool { return false }
+
 func (absent) Progress(group string, _ map[string]secret.Version) []rollout.NodeProgress {
 	if group != "canary" {
 		return nil
@@ -144,9 +146,10 @@ func TestVersionUnderWayIsJudgedAnewAfterARestart(t *testing.T) {
 	var moving, still []byte
 	t.Run("before", func(t *testing.T) {
 		p := newParts(t, dir, "promotion: auto", "promotion: manual")
-		var err error
+		policy, err := rolloutPolicy(p.config.Load())
+		must(t, err)
 		p.rollout, err = rollout.New(t.Context(), rollout.Options{
-			Cache: p.cache, Store: p.store, Fleet: absent{}, Policy: rolloutPolicy(p.config.Load()), Log: p.log,
+			Cache: p.cache, Store: p.store, Fleet: absent{}, Policy: policy, Log: p.log,
 		})
 		must(t, err)
 		p.accept(time.Now().Add(60 * 24 * time.Hour))

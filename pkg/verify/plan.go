@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 const (
@@ -23,28 +21,6 @@ const (
 	roundNames      = 4
 	roundHandshakes = 2000
 )
-
-// scope is what a round is about.
-type scope struct {
-	want  map[string]secret.Version
-	names int // that are asked for of each secret at each target
-}
-
-// newScope returns the one for the wanted versions in a group.
-func newScope(g Group, want map[string]secret.Version) *scope {
-	pairs := 0
-	for _, t := range g.Targets {
-		of := map[string]bool{}
-		for _, w := range t.Secrets {
-			if want[w.Secret] == w.Version {
-				of[w.Secret] = true
-			}
-		}
-		pairs += len(of)
-	}
-	const clients = 2 // of each, at least
-	return &scope{want, min(max(roundHandshakes/max(clients*pairs, 1), 1), roundNames)}
-}
 
 // Group is what is to be proven of a node group.
 type Group struct {
@@ -236,12 +212,4 @@ func clients(leaves []Leaf, about *scope) []probe {
 		probes = append(probes, probe{TLS13, slices.Concat(other, rsa)})
 	}
 	return slices.DeleteFunc(probes, func(p probe) bool { return about != nil && about.rank(p.wanted[0]) > 0 })
-}
-
-// rank is 0 for a leaf of a wanted secret.
-func (s *scope) rank(l Leaf) int {
-	if _, ok := s.want[l.Secret]; ok {
-		return 0
-	}
-	return 1
 }

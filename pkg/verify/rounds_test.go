@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,6 +191,28 @@ func TestRoundWaitsForAnEnvoyThatStarts(t *testing.T) {
 	}
 }
 
+// A target that hangs costs a round one time-out, however many names there are.
+func TestRoundAsksOnceWhatHangs(t *testing.T) {
+	ca := newPKI(t)
+	silent := listen(t)
+	t.Cleanup(func() { _ = silent.Close() })
+	var came atomic.Int64
+	go func() {
+		for {
+			if _, err := silent.Accept(); err != nil {
+				return
+			}
+			came.Add(1)
+		}
+	}()
+	pair := ca.pair(t, ecKey(t), "a.example", "b.example", "c.example", "d.example")
+	p := startProber(t, one("g", 300*time.Millisecond, target(silent.Addr().String(), ca.leaf(pair, "www", "v1"))))
+	r := p.ended("g", want("v1"), time.Now())
+	if r.OK != 0 || r.Failed != 8 || !slices.Equal(brief(r.Findings), []string{"www v1 n timeout true"}) || came.Load() > 1 {
+		t.Errorf("got %+v after %d connections, want 8 failures after one", r, came.Load())
+	}
+}
+
 // What no waiting mends ends the round, though another node of the group hangs.
 func TestRoundEndsAtAChainThatClientsReject(t *testing.T) {
 	ca, stranger := newPKI(t), newPKI(t)
@@ -368,7 +391,7 @@ func TestRoundIsTakenOver(t *testing.T) {
 	p := startProber(t, one("g", time.Second, target(l.address, ca.leaf(pair, "www", "v2"))))
 	bad := state{mismatch: &Failure{Kind: OldLeaf}, finding: Finding{Version: "v2"}}
 	p.mu.Lock()
-	p.pairs[pair2("www")], p.pairs[pair2("other")] = bad, bad
+	p.pairs[pairOf("www")], p.pairs[pairOf("other")] = bad, bad
 	p.mu.Unlock()
 	p.ended("g", want("v2"), time.Now())
 	if s := p.Served("g", NodeKey{"id", "n"}, "www"); s == nil || s.Version != "v2" {
@@ -382,166 +405,4 @@ func TestRoundIsTakenOver(t *testing.T) {
 	}
 }
 
-func pair2(name string) pair { return pair{"g", name} }
-
-func TestPlanOfARound(t *testing.T) {
-	leaf := func(name, keyType string, version secret.Version, names ...string) Wanted {
-		return Wanted{Asked: name, Leaf: Leaf{Secret: name, Version: version, KeyType: keyType, DNSNames: names}}
-	}
-	var many []string
-	for i := range 100 {
-		many = append(many, fmt.Sprintf("%02d.example", i))
-	}
-	rsa, ec, old := leaf("r", "rsa-2048", "v1", "a.example"), leaf("e", "ecdsa-p256", "v1", "a.example"), leaf("old", "ecdsa-p256", "v0", "o.example")
-	for _, test := range []struct {
-		name        string
-		secrets     []Wanted
-		serverNames []string
-		want        []string
-	}{
-		{"RSA beside ECDSA", []Wanted{rsa, leaf("x", "ecdsa-p256", "v1", "a.example")}, nil, []string{"a.example tls1.2-rsa r"}},
-		{"both are wanted", []Wanted{rsa, ec}, nil, []string{"a.example tls1.2-rsa r", "a.example tls1.2-ecdsa e", "a.example tls1.3 e r"}},
-		{"the wanted one first", []Wanted{ec, leaf("a", "ecdsa-p256", "v1", "a.example")}, nil, []string{"a.example tls1.2-ecdsa e a", "a.example tls1.3 e a"}},
-		{"another version", []Wanted{old}, nil, nil},
-		{"not wanted", []Wanted{leaf("x", "ecdsa-p256", "v1", "x.example")}, nil, nil},
-		{"a wildcard", []Wanted{leaf("e", "ecdsa-p256", "v1", "*.a.example")}, nil, []string{"sds-verify.a.example tls1.2-ecdsa e", "sds-verify.a.example tls1.3 e"}},
-		{"the first names", []Wanted{leaf("r", "rsa-2048", "v1", many...)}, nil, []string{
-			"00.example tls1.2-rsa r", "00.example tls1.3 r", "01.example tls1.2-rsa r", "01.example tls1.3 r",
-			"02.example tls1.2-rsa r", "02.example tls1.3 r", "03.example tls1.2-rsa r", "03.example tls1.3 r",
-		}},
-		{"every server name", []Wanted{leaf("r", "rsa-2048", "v1", many...)}, append([]string{"else.example"}, many[50:56]...), []string{
-			"50.example tls1.2-rsa r", "50.example tls1.3 r", "51.example tls1.2-rsa r", "51.example tls1.3 r", "52.example tls1.2-rsa r", "52.example tls1.3 r",
-			"53.example tls1.2-rsa r", "53.example tls1.3 r", "54.example tls1.2-rsa r", "54.example tls1.3 r", "55.example tls1.2-rsa r", "55.example tls1.3 r",
-		}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			target := Target{Address: "x:1", Secrets: test.secrets}
-			var got []string
-			for _, c := range target.plan(Group{Name: "g", ServerNames: test.serverNames}, &scope{map[string]secret.Version{"r": "v1", "e": "v1", "old": "v1"}, roundNames}) {
-				words := []string{c.ServerName, string(c.Client)}
-				for _, w := range c.Wanted {
-					words = append(words, w.Secret)
-				}
-				got = append(got, strings.Join(words, " "))
-			}
-			if !slices.Equal(got, test.want) {
-				t.Errorf("got %q, want %q", got, test.want)
-			}
-		})
-	}
-}
-
-// On-demand, a node asks for names under one secret.
-func TestPlanOfARoundIsBoundedOverAliases(t *testing.T) {
-	wild := Leaf{Secret: "wild", Version: "v1", KeyType: "ecdsa-p256", DNSNames: []string{"*.a.example"}}
-	target := Target{Address: "x:1"}
-	for i := range 10 {
-		target.Secrets = append(target.Secrets, Wanted{Leaf: wild, Asked: fmt.Sprintf("%d.a.example", i)})
-	}
-	if n := len(target.plan(Group{}, &scope{map[string]secret.Version{"wild": "v1"}, roundNames})); n != 2*roundNames {
-		t.Errorf("%d checks, want %d", n, 2*roundNames)
-	}
-}
-
-// A round with many targets and secrets asks for fewer names.
-func TestNamesOfALargeRoundAreFewer(t *testing.T) {
-	wanted := map[string]secret.Version{}
-	var secrets []Wanted
-	for i := range 10 {
-		name := fmt.Sprint(i)
-		wanted[name] = "v1"
-		leaf := Leaf{Secret: name, Version: "v1"}
-		secrets = append(secrets, Wanted{Asked: name, Leaf: leaf}, Wanted{Asked: "alias", Leaf: leaf}, Wanted{Asked: "x", Leaf: Leaf{Secret: "other" + name, Version: "v1"}})
-	}
-	for targets, want := range map[int]int{0: roundNames, 1: roundNames, 25: 4, 33: 3, 50: 2, 100: 1, 10000: 1} {
-		g := Group{}
-		for range targets {
-			g.Targets = append(g.Targets, Target{Secrets: secrets})
-		}
-		if got := newScope(g, wanted).names; got != want {
-			t.Errorf("%d targets with 10 secrets: %d names, want %d", targets, got, want)
-		}
-	}
-}
-
-// Two listeners of a node may have different certificates.
-func TestServerNamesOfATargetAreAllThatIsAskedForThere(t *testing.T) {
-	secrets := []Wanted{
-		{Asked: "a", Leaf: Leaf{Secret: "a", KeyType: "ecdsa-p256", DNSNames: []string{"a.example"}}},
-		{Asked: "b", Leaf: Leaf{Secret: "b", KeyType: "ecdsa-p256", DNSNames: []string{"b.example"}}},
-	}
-	checks := Plan(Group{ServerNames: []string{"b.example"}, Targets: []Target{
-		{Address: "x:1", Secrets: secrets, ServerNames: []string{"a.example"}}, {Address: "x:2", Secrets: secrets},
-	}})
-	var got []string
-	for _, c := range checks {
-		got = append(got, c.Address+" "+c.ServerName)
-	}
-	if want := []string{"x:1 a.example", "x:1 a.example", "x:2 b.example", "x:2 b.example"}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-// The time-out of what the group moves to while it is looked at begins with that.
-func TestMoveWhileTheGroupIsLookedAtBeginsAnew(t *testing.T) {
-	ca := newPKI(t)
-	first, second := ca.pair(t, ecKey(t), site), ca.pair(t, ecKey(t), site)
-	l := serve(t, &tls.Config{Certificates: []tls.Certificate{first}})
-	w := &wants{current: map[string]Leaf{"www": ca.leaf(second, "www", "v2")}, known: map[string]secret.Version{ca.leaf(first, "", "").SHA256: "v1"}}
-	checks := Plan(one("g", 20*time.Second, target(l.address, ca.leaf(first, "www", "v1"))))[:1]
-	s := series{
-		runner: &runner{source: w, slots: slots{make(chan struct{}, 1)}}, checks: checks, attempts: make([]int, 1), pause: firstRetry,
-		since: []time.Time{time.Now().Add(-time.Hour)}, // it was looked at for v1 long ago
-	}
-	again, ok := s.pass(t.Context(), []int{0}, func(r Result) { t.Errorf("got %+v, want that it is looked at again", r) })
-	if !ok || len(again) != 1 {
-		t.Errorf("got %v %v, want that it is pending", again, ok)
-	}
-
-	// It moves between the look at what is wanted and the answer.
-	w.current["www"] = ca.leaf(first, "www", "v1")
-	l2 := serve(t, &tls.Config{Certificates: []tls.Certificate{second}})
-	w.before = func(look int) {
-		if look > 2 {
-			w.current["www"] = ca.leaf(second, "www", "v2")
-		}
-	}
-	s.checks[0].Address, s.checks[0].Wanted, s.since[0] = l2.address, []Leaf{ca.leaf(first, "www", "v1")}, time.Now().Add(-time.Hour)
-	w.looks = 1
-	if again, ok = s.pass(t.Context(), []int{0}, func(r Result) { t.Errorf("got %+v, %v; want that it is looked at again", r, r.Failure) }); !ok || len(again) != 1 {
-		t.Errorf("got %v %v, want that it is pending", again, ok)
-	}
-}
-
-// After a restart nothing is known: a group is looked at soon after the first of its nodes is heard of, once and when the others have come.
-func TestGroupIsLookedAtSoonAfterItIsHeardOf(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := startProber(t)
-		begin := time.Now()
-		for range 3 {
-			p.Changed("g")
-		}
-		<-time.After(100 * time.Millisecond)
-		p.Changed("h")
-		p.Changed("g")
-		<-time.After(30 * time.Second)
-		p.Changed("g")
-		<-time.After(10 * time.Second)
-		var got []time.Duration
-		for _, at := range p.wants.asked {
-			got = append(got, at.Sub(begin))
-		}
-		if want := []time.Duration{time.Second, 6 * time.Second}; !slices.Equal(got, want) {
-			t.Errorf("looked after %v, want %v", got, want)
-		}
-	})
-}
-
-func TestEarlyLookShowsWhatIsServed(t *testing.T) {
-	ca := newPKI(t)
-	pair := ca.pair(t, ecKey(t), site)
-	l := serve(t, &tls.Config{Certificates: []tls.Certificate{pair}})
-	p := startProber(t, one("g", time.Second, target(l.address, ca.leaf(pair, "www", "v1"))))
-	p.Changed("g")
-	eventually(t, func() bool { return p.Served("g", NodeKey{"id", "n"}, "www") != nil })
-}
+func pairOf(name string) pair { return pair{"g", name} }

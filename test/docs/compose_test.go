@@ -2,6 +2,7 @@ package docs_test
 
 import (
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -127,7 +128,7 @@ func TestComposeVolumesExist(t *testing.T) {
 	}
 }
 
-// TestComposeStartsInOrder: what is waited for has a health check or ends, and the CA can reach canary before the first order.
+// TestComposeStartsInOrder: what is waited for has a health check or ends.
 func TestComposeStartsInOrder(t *testing.T) {
 	c := compose(t)
 	for name, s := range c.Services {
@@ -142,7 +143,7 @@ func TestComposeStartsInOrder(t *testing.T) {
 			t.Errorf("%s has no health check", name)
 		}
 	}
-	for service, dependency := range map[string]string{"sds-server": "canary", "identities": "sds-server", "production": "identities"} {
+	for service, dependency := range map[string]string{"sds-server": "init", "canary": "sds-server", "identities": "sds-server", "production": "identities"} {
 		if _, ok := c.Services[service].DependsOn[dependency]; !ok {
 			t.Errorf("%s does not wait for %s", service, dependency)
 		}
@@ -197,11 +198,18 @@ func checkAgainstServices(t *testing.T, c composeFile, cfg *config.Config) {
 			Aliases []string `yaml:"aliases"`
 		} `yaml:"demo"`
 	}
-	if err := canary.Networks.Decode(&names); err != nil {
+	if err := server.Networks.Decode(&names); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := names.Demo.Aliases, cfg.Certificates[0].DNSNames; !slices.Equal(got, want) {
-		t.Errorf("the CA finds canary by %v, the certificate is for %v", got, want)
+		t.Errorf("the CA finds the server by %v, the certificate is for %v", got, want)
+	}
+	_, port, err := net.SplitHostPort(cfg.Challenges.HTTP01.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(read(t, "deploy/compose/pebble/pebble-config.json"), `"httpPort": `+port+",") {
+		t.Errorf("the CA does not validate at port %s, where the server answers", port)
 	}
 }
 

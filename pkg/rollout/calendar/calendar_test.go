@@ -190,6 +190,10 @@ func TestFreezeWins(t *testing.T) {
 		}{
 			{newCalendar(t, daily, christmas), "2026-12-24T10:00:00Z", "freeze until 2027-01-04T12:00:00Z: Christmas"},
 			{newCalendar(t, nil, freeze("2026-06-02T08:00:00Z", "2026-06-02T18:00:00Z", "")), "2026-06-02T08:00:00Z", "freeze until 2026-06-02T18:00:00Z"},
+			{
+				newCalendar(t, nil, freeze("2026-06-02T08:00:00Z", "2026-06-02T20:00:00Z", "longer"), freeze("2026-06-02T09:00:00Z", "2026-06-02T18:00:00Z", "shorter")),
+				"2026-06-02T10:00:00Z", "freeze until 2026-06-02T20:00:00Z: longer",
+			},
 			{newCalendar(t, daily), "2026-06-02T08:00:00Z", "outside of the windows; the next one opens at 2026-06-02T09:00:00Z"},
 			{newCalendar(t, []calendar.Window{{Cron: "0 0 29 2 *", Duration: time.Hour}}), "2096-03-01T00:00:00Z", "outside of the windows; no other one opens"},
 		} {

@@ -153,7 +153,7 @@ func TestFailingGateIsAskedOnceASecond(t *testing.T) {
 			r.Read(since)
 			time.Sleep(100 * time.Millisecond) //nolint:forbidigo // the time of the bubble
 		}
-		if n := tr.count(); n < 9 || n > 10 {
+		if n := tr.count(); n < 9 || n > 11 { // one at the begin, and perhaps one at the very end
 			t.Errorf("got %d requests in 10 s, want one each second", n)
 		}
 		for i := 1; i < len(tr.began); i++ {
@@ -161,6 +161,7 @@ func TestFailingGateIsAskedOnceASecond(t *testing.T) {
 				t.Errorf("got %v between two requests, want %v or more", d, failurePause)
 			}
 		}
+		synctest.Wait()
 		// A caller that is woken and asks again learns that it works again, without another clock.
 		if got := r.Read(since)[0]; got.Err == "" {
 			t.Errorf("got %+v, want an error", got)
@@ -186,7 +187,7 @@ func TestClockThatIsSetBack(t *testing.T) {
 		r.options.Wake = func() { r.Read(ahead) }
 		r.Read(ahead)
 		time.Sleep(10 * time.Second) //nolint:forbidigo // the time of the bubble
-		if n := tr.count(); n > 101 {
+		if n := tr.count(); n > int(10*time.Second/pause)+1 {
 			t.Errorf("got %d requests in 10 s, want at most one in %v", n, pause)
 		}
 	})

@@ -96,10 +96,10 @@ func TestWatchOnATerminalRedraws(t *testing.T) {
 	}
 }
 
-// TestRenewalShowsHowFarItsRolloutIs waits for a node that is away.
+// TestRenewalShowsHowFarItsRolloutIs waits for a node that is away, and then for the watch of two waves.
 func TestRenewalShowsHowFarItsRolloutIs(t *testing.T) {
 	t.Parallel()
-	b, _, _, _ := issuedBox(t, settings{})
+	b, _, _, _ := issuedBox(t, settings{Watch: "2s"})
 	n := connect(t, b.SDSSocket(), "n1", "canary", "issued.example")
 	b.eventually(func() error { return n.has("issued.example", "") })
 	n.close()
@@ -116,6 +116,7 @@ func TestRenewalShowsHowFarItsRolloutIs(t *testing.T) {
 	term.shows(b, "\r\x1b[Kissued.example: rollout 2: moving: ", 1) // in place of the one before
 	term.shows(b, "(0 of 1 ACKed)", 2)
 	connect(t, b.SDSSocket(), "n1", "canary", "issued.example")
+	term.shows(b, "s left)", 1)
 	if err := renew.Wait(); err != nil {
 		t.Errorf("renew --wait: %v", err)
 	}

@@ -65,7 +65,7 @@ func (term *terminal) shows(b *box, text string, n int) {
 	})
 }
 
-const clear = "\x1b[H\x1b[2J"
+const clearScreen = "\x1b[H\x1b[2J"
 
 // TestWatchOnATerminalRedraws looks at rollouts in place, and ends with the one that is watched.
 func TestWatchOnATerminalRedraws(t *testing.T) {
@@ -82,14 +82,14 @@ func TestWatchOnATerminalRedraws(t *testing.T) {
 	watchAll.Stdout, watchOne.Stdout = all.slave, one.slave
 	b.must(watchAll.Start())
 	b.must(watchOne.Start())
-	all.shows(b, clear+"ROLLOUT   STATE", 2)
-	one.shows(b, clear+"ROLLOUT", 2)
+	all.shows(b, clearScreen+"ROLLOUT   STATE", 2)
+	one.shows(b, clearScreen+"ROLLOUT", 2)
 	b.ok("promote", "--group", "production")
 	if err := watchOne.Wait(); err != nil {
 		t.Errorf("the watch of rollout %d: %v, want exit code 0", id, err)
 	}
 	one.shows(b, "every wave is done", 1)
-	all.shows(b, clear+"no rollout is under way", 1)
+	all.shows(b, clearScreen+"no rollout is under way", 1)
 	b.must(watchAll.Process.Signal(syscall.SIGINT))
 	if err := watchAll.Wait(); err != nil {
 		t.Errorf("the watch: %v, want exit code 0", err)

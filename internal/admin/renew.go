@@ -27,7 +27,11 @@ var errStopping = errors.New("the server is stopping")
 
 // renew answers with a line for each step, and one for the result. The order goes on when the peer goes away.
 func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
-	r, command := withCommand(r)
+	asked, command := withCommand(r)
+	s.renewAs(w, asked, command)
+}
+
+func (s *Server) renewAs(w http.ResponseWriter, r *http.Request, command *command) {
 	var req RenewRequest
 	if err := body(r, &req); err != nil {
 		answerError(w, err)

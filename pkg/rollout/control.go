@@ -211,7 +211,7 @@ func (c *Controller) Hold(ctx context.Context, name string, version secret.Versi
 			}
 			r.log(t.now, Aborted, op.because(name+" version "+m.Version.Short()+" was held"), op.By)
 		} else {
-			r.log(t.now, r.State, op.because(name+" version "+m.Version.Short()+" was held; the rest goes on"), op.By)
+			t.goesOn(r, op.because(name+" version "+m.Version.Short()+" was held"), op.By)
 		}
 	}
 	if err := t.commit(ctx); err != nil {

@@ -130,6 +130,8 @@ func (p *parts) body(group string) []byte {
 type absent struct{}
 
 // Progress implements rollout.Fleet.
+func (absent) Displaces(string, string, []string) bool { return false }
+
 func (absent) Progress(group string, _ map[string]secret.Version) []rollout.NodeProgress {
 	if group != "canary" {
 		return nil

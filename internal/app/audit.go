@@ -119,7 +119,7 @@ func (s *server) auditIssuance(_ context.Context, o issuer.Outcome) {
 func (s *server) auditReload(_ context.Context, err error) {
 	e := audit.Entry{Event: eventReloaded, Detail: s.opts.ConfigFile}
 	if err != nil {
-		e.Event, e.Detail = eventRefused, fmt.Sprintf("%s: %v", s.opts.ConfigFile, err)
+		e.Event, e.Detail = eventRefused, fmt.Sprintf("%s: %s", s.opts.ConfigFile, strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	s.audit.Add(e)
 }

@@ -286,6 +286,8 @@ func TestRoundIsForgottenThatNobodyAsksFor(t *testing.T) {
 			}
 		}
 		<-time.After(2 * keepRound)
+		p.rounds.mu.Lock()
+		defer p.rounds.mu.Unlock()
 		if n := len(p.rounds.known); n != 0 {
 			t.Errorf("%d rounds are kept, want none", n)
 		}

@@ -106,6 +106,7 @@ func inside(ctx context.Context, dir string) (err error) {
 	if err := settle(); err != nil {
 		return err
 	}
+	unix.Umask(0o022) // the containers' users read the copy of the working tree
 	begin := time.Now()
 	t := &test{dir: dir, out: os.Stdout}
 	defer func() {

@@ -1,4 +1,5 @@
-# Needs Go, GNU make, and Python 3 with pip (the real Envoy comes as a Python wheel); a C compiler for the race detector.
+# Needs Go, GNU make, Python 3 with pip (the real Envoy comes as a Python wheel), apt-get and dpkg (for Prometheus, if none is there);
+# a C compiler for the race detector.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -20,7 +21,7 @@ help: ## show this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: tools
-tools: ## install Envoy and Pebble into .tools/ (does nothing when they are there)
+tools: ## install Envoy, Pebble and Prometheus into .tools/ (does nothing when they are there)
 	@go run ./internal/testenv/tools
 
 .PHONY: build

@@ -70,7 +70,7 @@ groups:
 {{- range .S.Groups}}
   - {name: {{.}}, identities: ["unix:uid={{$uid}}", "spiffe://sds-server/{{.}}/*"], secrets: ["{{$secrets}}"]{{if $verify}}, verify: {{$verify}}{{end}}}
 {{- end}}
-rollout: {waves: [{{range $i, $g := .S.Groups}}{{if $i}}, {{end}}[{{$g}}]{{end}}], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}}
+rollout: {waves: [{{range $i, $g := .S.Groups}}{{if $i}}, {{end}}[{{$g}}]{{end}}], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}, watch: 0s, empty_group: skip}
 {{.S.Extra}}
 `
 

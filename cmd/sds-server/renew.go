@@ -69,6 +69,22 @@ func (c *cli) stream(ctx context.Context, req admin.RenewRequest) error {
 	if err != nil {
 		return err
 	}
+	terminal, open := c.format == formatTable && isTerminal(c.errs), false
+	say := func(end, text string) error {
+		if open { // the line that stands there is an older one of the same step
+			text = "\r\x1b[K" + text
+		}
+		open = end == ""
+		if _, err := fmt.Fprint(c.errs, text+end); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		return nil
+	}
+	defer func() {
+		if open {
+			_ = say("", "") // there is nowhere else to say it
+		}
+	}()
 	return client.Stream(ctx, "/v1/renew", req, func(line []byte) (bool, error) {
 		var r admin.Renewal
 		if err := json.Unmarshal(line, &r); err != nil {
@@ -79,10 +95,10 @@ func (c *cli) stream(ctx context.Context, req admin.RenewRequest) error {
 			return false, r.Error
 		case r.Result != nil:
 			return false, c.print(*r.Result, func(io.Writer) error { return c.printRenewed(*r.Result, req.Wait) })
-		case c.format == formatTable && isTerminal(c.errs):
-			if _, err := fmt.Fprintf(c.errs, "%s: %s\n", req.Name, r.Step); err != nil {
-				return false, fmt.Errorf("print: %w", err)
-			}
+		case terminal && r.Again:
+			return true, say("", printable([]string{req.Name + ": " + r.Step})[0])
+		case terminal:
+			return true, say("\n", printable([]string{req.Name + ": " + r.Step})[0])
 		}
 		return true, nil
 	})

@@ -17,7 +17,7 @@ import (
 
 func (c *cli) secrets() *cobra.Command {
 	cmd := &cobra.Command{Use: "secrets", Short: "Secrets and their versions; import a pair", GroupID: "look"}
-	cmd.AddCommand(c.secretsList(), c.secretsShow(), c.secretsHistory(), c.secretsImport(), c.secretsRelease())
+	cmd.AddCommand(c.secretsList(), c.secretsShow(), c.secretsHistory(), c.secretsImport(), c.secretsHold(), c.secretsRelease())
 	return parent(cmd)
 }
 
@@ -165,6 +165,50 @@ issued certificate has to pass; what Envoy or a client would reject is refused h
 	return cmd
 }
 
+func (c *cli) secretsHold() *cobra.Command {
+	var req admin.HoldRequest
+	cmd := &cobra.Command{
+		Use: "hold NAME", Short: "Keep a version of a secret from going further", Args: cobra.ExactArgs(1), ValidArgsFunction: names(c.secretNames).first,
+		Long: `Holds a version, the newest one unless --version names another, until "secrets release" or "rollout start". It goes to no further group; a rollout
+that carries it ends, or goes on with the rest of its train. Groups that serve it go on to: "rollout abort" and "rollback --group" take it back there.
+The hold is overruled when what is served would end otherwise.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var h admin.HeldVersion
+			if err := c.post(cmd.Context(), "/v1/secrets/"+url.PathEscape(args[0])+"/hold", req, &h); err != nil {
+				return err
+			}
+			return c.print(h, func(io.Writer) error { return c.printHeld(h) })
+		},
+	}
+	cmd.Flags().StringVar(&req.Version, "version", "", "this `version` (12 or more digits), not the newest one")
+	cmd.Flags().StringVar(&req.Reason, "reason", "", "why, for the log")
+	c.versionFlag(cmd, firstOf)
+	return cmd
+}
+
+// firstOf is the name that a command's arguments begin with; empty if there are none.
+func firstOf(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+func (c *cli) printHeld(h admin.HeldVersion) error {
+	how := "is held"
+	if h.Already {
+		how = "is held already"
+	}
+	lines := []string{fmt.Sprintf("%s version %s %s (%s): %s", h.Secret, short(h.Version), how, h.Kind, h.Reason)}
+	for _, id := range h.Rollouts {
+		lines = append(lines, fmt.Sprintf("rollout %d goes no further with it", id))
+	}
+	if len(h.Groups) > 0 {
+		lines = append(lines, strings.Join(h.Groups, ", ")+" go on serving it; `rollback --group` takes a group back")
+	}
+	return writeLines(c.out, lines)
+}
+
 func (c *cli) secretsRelease() *cobra.Command {
 	var version string
 	cmd := &cobra.Command{
@@ -184,6 +228,7 @@ func (c *cli) secretsRelease() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&version, "version", "", "only this `version` (12 or more digits)")
+	c.versionFlag(cmd, firstOf)
 	return cmd
 }
 

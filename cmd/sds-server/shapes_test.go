@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sds-server/sds-server/internal/admin"
 )
 
 // The answers of `-o json` as they are pinned. A text with bars lists the values that are possible.
@@ -16,17 +18,21 @@ const (
 		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"groups":[{"name":"","version":""}]}],
 		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
 		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
-		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving"}],
+		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving|verifying|watching|paused"}],
 		"issuers":[{"name":"","up":true,"limits":[{"name":"","available":1,"capacity":1,"full_at":""}]}],
-		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":""}]}`
+		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":""}]}`
 	nodesShape = `{"nodes":[{"id":"","group":"","identity":"","transport":"unix|tls|plaintext","protocol":"sotw|delta|ads-sotw|ads-delta","connected":true,"since":"",
 		"snapshot":9,"state":"SYNCED|STALE|NACKED|OFFLINE","secrets":[{"name":"","want":"","sent":{"version":"","at":""},"acked":{"version":"","at":""},
 		"nacked":{"version":"","at":"","message":"","secret":""},"served":{"serial":"","version":"","at":""},"covered_by":""}]}]}`
-	rolloutsShape = `{"rollouts":[{"id":4,"state":"","reason":"","started":"","deadline":"","change":[{"secret":"","from":"","to":"",
-		"kind":"renewal|chain|add|remove|emergency"}],"wave":0,"waves":[{"groups":[""],"state":"","snapshot":9,"ends":"","nodes":{"expected":2,"acked":2,"nacked":0},
-		"handshakes":{"ok":4,"failed":0,"last_error":null},"gates":[{"name":"","value":0,"before":0,"max":0,"ok":true}]}],
-		"log":[{"at":"","state":"","reason":"","by":""}]}]}`
-	secretShape = `{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","versions":[{"version":"",
+	rolloutStates = "waiting|moving|verifying|watching|paused|done|superseded|rolled_back|aborted"
+	changeShape   = `{"secret":"","from":"","to":"","kind":"renewal|chain|add|remove|emergency","left":""}`
+	rolloutsShape = `{"rollouts":[{"id":4,"state":"` + rolloutStates + `","reason":"","started":"","finished":"","deadline":"","paused":false,"taking_back":false,
+		"joined":4,"change":[` + changeShape + `],"wave":0,"waves":[{"groups":[""],"state":"pending|moving|verifying|watching|done|rolled_back","snapshot":9,"ends":"",
+		"nodes":{"expected":2,"acked":2,"nacked":0},"handshakes":{"ok":4,"failed":0,"last_error":null},"gates":[{"name":"","value":0,"before":0,"max":0,"ok":true,"error":""}],
+		"watch_seconds":0.0,"watched_seconds":0.0}],"log":[{"at":"","state":"` + rolloutStates + `","reason":"","by":""}]}]}`
+	controlShape = `{"id":4,"state":"` + rolloutStates + `","reason":"","already":false,"change":[` + changeShape + `],"groups":[""],"held":[""]}`
+	holdShape    = `{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":"","rollouts":[4],"groups":[""],"already":false}`
+	secretShape  = `{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","versions":[{"version":"",
 		"state":"current|previous|held|backup","created":"","issuer":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
 		"chain_pem":"","groups":[""],"ip_addresses":[""]}]}`
 	snapshotShape = `{"number":9,"parent":8,"reason":"","created":"","secrets":[{"name":"","version":""}]}`
@@ -85,6 +91,8 @@ func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 	check(nodesShape, "nodes", "--group", "canary")
 	check(rolloutsShape, "rollout", "status")
 	check(rolloutsShape, "rollout", "history")
+	check(rolloutsShape, "rollout", "history", "--secret", "www")
+	check(rolloutsShape, "rollout", "status", "1")
 	check(secretShape, "secrets", "show", "www")
 	for _, name := range []string{"corp-ca", "tickets", "token"} {
 		check(secretShape, "secrets", "show", name)
@@ -95,6 +103,17 @@ func TestAnswersHaveTheirPinnedShape(t *testing.T) {
 	}
 	if out := b.ok("nodes"); strings.ContainsRune(out, 0x1b) {
 		t.Errorf("a node speaks to the terminal: %q", out)
+	}
+	b.importPair("other", "a3")
+	check(holdShape, "secrets", "hold", "other", "--reason", "why not")
+	check(controlShape, "rollout", "start", "--secret", "other")
+	var history admin.Rollouts
+	b.json(&history, "rollout", "history", "--secret", "other")
+	id := fmt.Sprint(history.Rollouts[len(history.Rollouts)-1].ID)
+	for _, verb := range []string{"pause", "resume", "abort"} {
+		check(controlShape, "rollout", verb, id, "--reason", "to see it")
+		check(controlShape, "rollout", verb, id)
+		check(rolloutsShape, "rollout", "status", id)
 	}
 	n.close()
 	b.eventually(func() error {
@@ -184,7 +203,7 @@ func compareScalar(want, got any, path string) []string {
 		return []string{fmt.Sprintf("%s: got %q, want one of %s", path, text, possible)}
 	case text == "" && key != "reason":
 		return []string{fmt.Sprintf("%s: got an empty text, want null", path)}
-	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "next_rotation", "deadline", "ends", "full_at"}, key):
+	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "next_rotation", "deadline", "ends", "finished", "full_at"}, key):
 		if _, err := time.Parse(time.RFC3339Nano, text); err != nil || !strings.HasSuffix(text, "Z") {
 			return []string{fmt.Sprintf("%s: got %q, want RFC 3339 in UTC", path, text)}
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -65,15 +66,13 @@ func (c *cli) repeat(ctx context.Context, watch bool, show func(context.Context)
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for seen := false; ; {
-		if c.format == formatTable && isTerminal(c.out) {
-			if err := c.printf("\x1b[H\x1b[2J"); err != nil {
-				return err
-			}
-		}
-		err := show(ctx)
+		err := c.frame(ctx, show)
+		end, ended := errors.AsType[*over](err)
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case ended:
+			return end.err
 		case err == nil:
 			seen = true
 		case !seen || !errors.Is(err, admin.ErrUnreachable):
@@ -87,6 +86,22 @@ func (c *cli) repeat(ctx context.Context, watch bool, show func(context.Context)
 		case <-tick.C:
 		}
 	}
+}
+
+// frame shows something in place of what is on the terminal, in one write: it does not flicker. Elsewhere it follows what was shown before.
+func (c *cli) frame(ctx context.Context, show func(context.Context) error) error {
+	if c.format != formatTable || !isTerminal(c.out) {
+		return show(ctx)
+	}
+	var text bytes.Buffer
+	screen := c.out
+	c.out = &text
+	err := show(ctx)
+	c.out = screen
+	if text.Len() == 0 {
+		return err
+	}
+	return errors.Join(c.printf("\x1b[H\x1b[2J%s", text.Bytes()), err)
 }
 
 func writeStatus(w io.Writer, s admin.Status, now time.Time) error {

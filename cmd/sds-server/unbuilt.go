@@ -9,9 +9,8 @@ import (
 // unbuilt lists the commands and flags of the interface that are not built yet. Each is refused by name rather than pretended; the list
 // ends empty.
 var unbuilt = []string{
-	"secrets hold", "revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
-	"rollout start", "rollout pause", "rollout resume", "rollout abort", "rollout undo", "probe", "drill",
-	"audit list", "audit verify", "audit export", "report", "rekey", "store migrate",
+	"revoke", "failover", "budget", "issuers list", "issuers show", "issuers test", "issuers rollover",
+	"probe", "drill", "audit export", "report", "rekey", "store migrate",
 	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run", "promote --skip-earlier",
 }
 

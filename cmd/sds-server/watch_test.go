@@ -46,26 +46,28 @@ func TestWatchGoesOnUntilItIsInterrupted(t *testing.T) {
 		b.must(cmd.Start())
 		running = append(running, cmd)
 	}
-	seen := func(o *[3]output, texts []string, n int) {
+	seen := func(o *[3]output, texts []string, n []int) {
 		t.Helper()
 		for i := range watches {
 			b.eventually(func() error {
-				if got := o[i].count(texts[i]); got < n {
+				if got := o[i].count(texts[i]); got < n[i] {
 					return fmt.Errorf("%v has shown %q %d times", watches[i], texts[i], got)
 				}
 				return nil
 			})
 		}
 	}
-	seen(&outs, texts, 2)
+	seen(&outs, texts, []int{2, 2, 1}) // the last one tells news only
 	b.must(p.Stop())
 	lost := "the server is not reachable"
-	seen(&errs, []string{lost, lost, lost}, 1)
+	seen(&errs, []string{lost, lost, lost}, []int{1, 1, 1})
 	b.start()
+	b.importPair("www", "a1")
 	var before [3]int
 	for i := range watches {
 		before[i] = outs[i].count(texts[i])
 	}
+	texts[2], before[2] = "every wave is done", 0
 	for i := range watches {
 		b.eventually(func() error {
 			if got := outs[i].count(texts[i]); got <= before[i] {

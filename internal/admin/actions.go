@@ -20,6 +20,14 @@ func operator(r *http.Request, reason string) rollout.Operator {
 	return rollout.Operator{By: peerOf(r.Context()).String(), Reason: reason}
 }
 
+// checkVersion refuses what is too short to name a version of a secret; empty stands for no choice.
+func checkVersion(name, version string) error {
+	if version == "" || len(version) >= minVersionPrefix {
+		return nil
+	}
+	return fail(http.StatusBadRequest, "version "+strconv.Quote(version)+": at least "+strconv.Itoa(minVersionPrefix)+" digits name one", "see `secrets history "+name+"`")
+}
+
 // importSecret takes a pair in, by the same rules as what a CA issues.
 func (s *Server) importSecret(r *http.Request) (any, error) {
 	var req ImportRequest
@@ -59,8 +67,8 @@ func (s *Server) importSecret(r *http.Request) (any, error) {
 
 func (s *Server) release(r *http.Request) (any, error) {
 	name, version := r.PathValue("name"), r.URL.Query().Get("version")
-	if version != "" && len(version) < minVersionPrefix {
-		return nil, fail(http.StatusBadRequest, "version "+strconv.Quote(version)+": at least "+strconv.Itoa(minVersionPrefix)+" digits name one", "see `secrets history "+name+"`")
+	if err := checkVersion(name, version); err != nil {
+		return nil, err
 	}
 	n, err := s.Rollout.Release(r.Context(), name, secret.Version(version))
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 type collector struct {
 	server *Server
 
-	notAfter, groupSnapshot, latest, rolloutState, rollouts, held, reloadOK, reloadAt, leader, build *prometheus.Desc
+	notAfter, groupSnapshot, latest, rolloutState, rollouts, overrides, held, reloadOK, reloadAt, leader, build *prometheus.Desc
 }
 
 // Collector returns the metrics that describe state rather than events.
@@ -27,6 +27,7 @@ func (s *Server) Collector() prometheus.Collector {
 		latest:        desc("snapshot_latest", "Number of the newest snapshot."),
 		rolloutState:  desc("rollout_state", "Rollouts under way, by state.", "state"),
 		rollouts:      desc("rollouts_total", "Rollouts that ended since the start, by result.", "result"),
+		overrides:     desc("deadline_overrides_total", "How often a version was brought to all groups at once since the start, because what was served would have ended."),
 		held:          desc("held_versions", "Versions that are held back, by kind.", "kind"),
 		reloadOK:      desc("config_last_reload_successful", "Whether the last load of the configuration succeeded."),
 		reloadAt:      desc("config_last_reload_success_timestamp_seconds", "When the configuration in force was loaded."),
@@ -38,7 +39,7 @@ func (s *Server) Collector() prometheus.Collector {
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		c.notAfter, c.groupSnapshot, c.latest, c.rolloutState, c.rollouts, c.held, c.reloadOK, c.reloadAt, c.leader, c.build,
+		c.notAfter, c.groupSnapshot, c.latest, c.rolloutState, c.rollouts, c.overrides, c.held, c.reloadOK, c.reloadAt, c.leader, c.build,
 	} {
 		ch <- d
 	}
@@ -59,7 +60,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	gauge(c.latest, float64(c.server.Cache.Latest()))
-	states := map[rollout.State]float64{rollout.Waiting: 0, rollout.Moving: 0} // all that are there in this form
+	states := map[rollout.State]float64{}
+	for _, state := range rollout.States() {
+		states[state] = 0
+	}
 	for _, r := range c.server.Rollout.Active() {
 		states[r.State]++
 	}
@@ -67,9 +71,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(c.rolloutState, n, string(state))
 	}
 	ended := c.server.Rollout.Ended()
-	for _, state := range []rollout.State{rollout.Done, rollout.Superseded, rollout.RolledBack} {
+	for _, state := range rollout.Results() {
 		ch <- prometheus.MustNewConstMetric(c.rollouts, prometheus.CounterValue, float64(ended[state]), string(state))
 	}
+	ch <- prometheus.MustNewConstMetric(c.overrides, prometheus.CounterValue, float64(c.server.Rollout.Overrides()))
 	held := map[rollout.HoldKind]float64{rollout.Hard: 0, rollout.Soft: 0, rollout.Manual: 0}
 	for _, h := range c.server.Rollout.Holds() {
 		held[h.Kind]++

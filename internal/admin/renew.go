@@ -18,6 +18,8 @@ const (
 	pollInterval = 10 * time.Millisecond
 	// queueWait is how long a renewal without a wait looks whether the order is refused: one that only queues has begun.
 	queueWait = time.Second
+	// progressInterval is how often a renewal that waits for its rollout says how far that is.
+	progressInterval = time.Second
 )
 
 // errStopping ends what only waits when the server shuts down.
@@ -25,6 +27,7 @@ var errStopping = errors.New("the server is stopping")
 
 // renew answers with a line for each step, and one for the result. The order goes on when the peer goes away.
 func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
+	r, command := withCommand(r)
 	var req RenewRequest
 	if err := body(r, &req); err != nil {
 		answerError(w, err)
@@ -32,6 +35,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 	}
 	log := s.Log.With("operation", "renew", "by", peerOf(r.Context()).String(), "secret", req.Name)
 	log.InfoContext(r.Context(), "operator command", "force", req.Force, "wait", req.Wait, "reason", req.Reason)
+	s.record(r, command, nil, "")
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	flow := renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()}
 	result, err := flow.run(r.Context())
@@ -44,6 +48,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 		_, e := describe(err)
 		if _, logged := errors.AsType[*issuer.Error](err); !logged { // a failed order is logged once, by the loop
 			log.WarnContext(r.Context(), "operator command refused or failed", "err", e.Message)
+			s.record(r, command, nil, e.Message)
 		}
 		flow.say(Renewal{Error: e})
 	}
@@ -162,19 +167,28 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 	}
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	said := ""
+	said, asked := "", time.Time{}
 	for {
 		r, err := f.server.Rollout.Rollout(ctx, id)
 		if err != nil {
 			return err
 		}
 		if text := fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason); text != said {
-			said = text
+			said, asked = text, time.Now()
 			f.say(Renewal{Step: text})
+		}
+		if now := time.Now(); now.Sub(asked) >= progressInterval { // no more often: it looks at every rollout
+			asked = now
+			if left := f.server.left(id); left != "" {
+				f.say(Renewal{Step: said + " (" + left + ")", Again: true})
+			}
 		}
 		switch {
 		case r.State == rollout.Done:
 			return nil
+		case r.Joined != 0: // it travels with another one
+			id = r.Joined
+			continue
 		case r.State.Ended():
 			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
 		}

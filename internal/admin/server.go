@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sds-server/sds-server/internal/audit"
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
@@ -79,6 +80,7 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
+	Audit      *audit.Log
 	Live       func() Live
 	// Allowed decides who may use the API, by uid.
 	Allowed func(uid uint32) bool
@@ -106,15 +108,24 @@ func New(opts Options) *Server {
 	mux.Handle("GET /v1/snapshots/{number}", s.read(s.snapshot))
 	mux.Handle("GET /v1/snapshots/{number}/diff/{other}", s.read(s.diff))
 	mux.Handle("GET /v1/rollouts", s.read(s.rollouts))
+	mux.Handle("GET /v1/rollouts/{id}", s.read(s.rollout))
+	mux.Handle("GET /v1/audit", s.read(s.auditList))
 	mux.Handle("GET /v1/bootstrap/{group}", s.read(s.bootstrap))
 	mux.Handle("POST /v1/secrets", s.act(s.importSecret))
 	mux.Handle("POST /v1/secrets/{name}/release", s.act(s.release))
+	mux.Handle("POST /v1/secrets/{name}/hold", s.act(s.hold))
+	mux.Handle("POST /v1/rollouts", s.act(s.startRollout))
+	mux.Handle("POST /v1/rollouts/{id}/pause", s.act(s.control(s.Rollout.Pause)))
+	mux.Handle("POST /v1/rollouts/{id}/resume", s.act(s.control(s.Rollout.Resume)))
+	mux.Handle("POST /v1/rollouts/{id}/abort", s.act(s.control(s.Rollout.Abort)))
+	mux.Handle("POST /v1/rollouts/{id}/undo", s.act(s.control(s.Rollout.Undo)))
 	mux.Handle("POST /v1/promote", s.act(s.promote))
 	mux.Handle("POST /v1/rollback", s.act(s.rollback))
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("POST /v1/verify", s.verify)
+	mux.HandleFunc("POST /v1/audit/verify", s.auditVerify)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		answerError(w, fail(http.StatusNotFound, "no such operation: "+r.Method+" "+r.URL.Path, "command and server may be of different versions"))
 	})
@@ -187,17 +198,20 @@ func (s *Server) read(get func(*http.Request) (any, error)) http.Handler {
 	})
 }
 
-// act is read for what changes something: it leaves a line in the log.
+// act is read for what changes something: it leaves a line in the log, and an entry in the audit trail.
 func (s *Server) act(do func(*http.Request) (any, error)) http.Handler {
 	return s.read(func(r *http.Request) (any, error) {
+		r, command := withCommand(r)
 		v, err := do(r)
 		log := s.Log.With("operation", r.URL.Path, "by", peerOf(r.Context()).String())
 		if err != nil {
 			_, e := describe(err)
 			log.WarnContext(r.Context(), "operator command refused", "err", e.Message)
+			s.record(r, command, nil, e.Message)
 			return nil, err
 		}
 		log.LogAttrs(r.Context(), slog.LevelInfo, "operator command", summary(v)...)
+		s.record(r, command, summary(v), "")
 		return v, nil
 	})
 }
@@ -213,6 +227,14 @@ func summary(v any) []slog.Attr {
 		return attrs
 	case Released:
 		return []slog.Attr{slog.String("secret", v.Name), slog.Int("released", v.Released)}
+	case Controlled:
+		attrs := []slog.Attr{slog.String("state", string(v.State)), slog.Bool("already", v.Already), slog.Any("groups", v.Groups), slog.Any("held", v.Held)}
+		if v.ID != nil {
+			attrs = append(attrs, slog.Uint64("rollout", *v.ID))
+		}
+		return attrs
+	case HeldVersion:
+		return []slog.Attr{slog.String("secret", v.Secret), slog.String("version", v.Version), slog.Any("rollouts", v.Rollouts), slog.Bool("already", v.Already)}
 	case Promotion:
 		return []slog.Attr{slog.String("group", v.Group), slog.Any("rollouts", v.Rollouts), slog.Uint64("snapshot", v.Snapshot), slog.Bool("already", v.Already)}
 	case Step:
@@ -252,6 +274,10 @@ func describe(err error) (int, *Error) {
 		return http.StatusInternalServerError, &Error{Message: err.Error(), Hint: fault.Hint}
 	case errors.Is(err, rollout.ErrHeld), errors.Is(err, rollout.ErrBehind):
 		return http.StatusConflict, &Error{Message: err.Error(), Hint: "`secrets release NAME` lets a held version go; `promote --rollout ID` begins its rollout again"}
+	case errors.Is(err, rollout.ErrState):
+		return http.StatusConflict, &Error{Message: err.Error(), Hint: "`rollout status ID` shows how it came to that"}
+	case errors.Is(err, rollout.ErrNoSecret):
+		return http.StatusNotFound, &Error{Message: err.Error(), Hint: "see `secrets list`"}
 	case errors.Is(err, cache.ErrNoSnapshot), errors.Is(err, rollout.ErrNoRollout):
 		return http.StatusNotFound, &Error{Message: err.Error(), Hint: "see `snapshots list` and `rollout history`"}
 	case errors.Is(err, issuer.ErrStopped), errors.Is(err, errStopping):
@@ -270,6 +296,9 @@ func body(r *http.Request, into any) error {
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return fail(http.StatusBadRequest, "request: more than one value", "")
+	}
+	if c, ok := r.Context().Value(commandKey{}).(*command); ok {
+		c.note(into)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (s *Server) status(*http.Request) (any, error) {
 		out.Issuers = append(out.Issuers, IssuerStatus{Name: a.Issuer, Up: a.Up, Limits: []Limit{}})
 	}
 	for _, h := range s.Rollout.Holds() { // sorted by secret
-		out.Held = append(out.Held, Hold{Secret: h.Secret, Version: string(h.Version), Kind: h.Kind, Reason: h.Reason, Since: h.Since.UTC()})
+		out.Held = append(out.Held, held(h))
 	}
 	return out, nil
 }

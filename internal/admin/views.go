@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
-	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
@@ -155,51 +154,6 @@ func (s *Server) diff(r *http.Request) (any, error) {
 	}
 	slices.SortFunc(out.Changes, func(a, b DiffEntry) int { return strings.Compare(a.Secret, b.Secret) })
 	return out, nil
-}
-
-func (s *Server) rollouts(r *http.Request) (any, error) {
-	list := s.Rollout.Active()
-	if r.URL.Query().Has("all") {
-		history, err := s.Rollout.History(r.Context())
-		if err != nil {
-			return nil, err
-		}
-		live := map[uint64]*rollout.Rollout{} // with nodes counted as they are now
-		for _, a := range list {
-			live[a.ID] = a
-		}
-		for i, h := range history {
-			if a, ok := live[h.ID]; ok {
-				history[i] = a
-			}
-		}
-		list = history
-	}
-	out := Rollouts{Rollouts: []Rollout{}}
-	for _, a := range list {
-		out.Rollouts = append(out.Rollouts, printed(a))
-	}
-	return out, nil
-}
-
-// printed turns a rollout into its pinned form.
-func printed(r *rollout.Rollout) Rollout {
-	out := Rollout{
-		ID: r.ID, State: r.State, Reason: r.Reason, Started: r.Started.UTC(), Wave: r.Wave, Change: []Change{}, Waves: []Wave{}, Log: []Event{},
-	}
-	for _, c := range r.Change {
-		out.Change = append(out.Change, Change{Secret: c.Secret, From: optionalVersion(c.From), To: optionalVersion(c.To), Kind: c.Kind})
-	}
-	slices.SortFunc(out.Change, func(a, b Change) int { return strings.Compare(a.Secret, b.Secret) })
-	for _, w := range r.Waves {
-		out.Waves = append(out.Waves, Wave{
-			Groups: sorted(w.Groups), State: w.State, Snapshot: optional(w.Snapshot), Nodes: w.Nodes, Gates: []struct{}{},
-		})
-	}
-	for _, e := range r.Log {
-		out.Log = append(out.Log, Event{At: e.At.UTC(), State: e.State, Reason: e.Reason, By: optional(e.By)})
-	}
-	return out
 }
 
 func (s *Server) bootstrap(r *http.Request) (any, error) {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/internal/audit"
 	"github.com/sds-server/sds-server/internal/config"
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -30,10 +32,6 @@ import (
 	"github.com/sds-server/sds-server/pkg/store"
 	"github.com/sds-server/sds-server/pkg/verify"
 )
-
-// reconnectTime is what Envoys have to come back after a restart of the server, before a wave may be judged by those that are there: the longest
-// back-off of the bootstraps that this server prints.
-const reconnectTime = 5 * time.Second
 
 // drainTime bounds each step of a shutdown.
 const drainTime = 5 * time.Second
@@ -52,6 +50,8 @@ type server struct {
 	registry *prometheus.Registry
 
 	store      store.Store
+	audit      *audit.Log
+	pushes     *pushes
 	identities *identity.Authority // nil: the channel's CA is somebody else's
 	channels   *channels
 	cache      *cache.Cache
@@ -63,6 +63,7 @@ type server struct {
 	issuance   *issuer.Loop
 	sources    *source.Source
 	verify     *verify.Monitor
+	outside    outside
 	admin      *admin.Server
 	watcher    *config.Watcher
 
@@ -104,6 +105,11 @@ func run(ctx context.Context, opts Options, hup signals) error {
 		return err
 	}
 	defer closeStore()
+	closeAudit, err := s.openAudit(cfg)
+	if err != nil {
+		return err
+	}
+	defer closeAudit()
 	if err := s.build(ctx, cfg, hup.secrets); err != nil {
 		return err
 	}
@@ -119,6 +125,7 @@ func run(ctx context.Context, opts Options, hup signals) error {
 	s.enforce(cfg)
 	s.watcher = config.NewWatcher(config.WatcherOptions{
 		Path: opts.ConfigFile, Initial: cfg, Signals: hup.config, Apply: s.apply, Logger: s.log.With("part", "config"),
+		Observe: s.auditReload,
 	})
 	return s.run(ctx, doors)
 }
@@ -126,7 +133,8 @@ func run(ctx context.Context, opts Options, hup signals) error {
 // build makes the parts, in the order of the data.
 func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.Signal) (err error) {
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if s.store, err = newMetered(s.store, s.registry); err != nil {
+	s.pushes = &pushes{log: s.audit}
+	if s.store, err = newMetered(s.store, s.registry, s.pushes.stored); err != nil {
 		return err
 	}
 	s.identities, err = identity.Load(ctx, s.store)
@@ -138,15 +146,24 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.edge, err = sds.New(ctx, sds.Options{
 		Cache: s.cache, Policy: edgePolicy(cfg), Limits: edgeLimits(cfg), Replica: cfg.Replica, Log: s.log.With("part", "sds"),
-		Registerer: s.registry, Store: s.store, OnChange: func(string) { s.rollout.Wake() },
+		Registerer: s.registry, Store: s.store, Pushes: s.pushes, OnChange: s.changed,
 	})
 	if err != nil {
 		return err
 	}
+	if s.verify, err = verify.New(verify.Options{
+		Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry, Wake: func() { s.rollout.Wake() },
+	}); err != nil {
+		return err
+	}
+	policy, err := rolloutPolicy(cfg)
+	if err != nil {
+		return err
+	}
+	s.buildOutside(cfg)
 	s.rollout, err = rollout.New(ctx, rollout.Options{
-		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: rolloutPolicy(cfg), Log: s.log.With("part", "rollout"),
-		Settle:   reconnectTime,
-		Released: s.edge.Release, Refers: s.edge.Refers,
+		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: policy, Log: s.log.With("part", "rollout"),
+		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s}, Gates: s.outside, Hook: s.outside,
 	})
 	if err != nil {
 		return err
@@ -155,7 +172,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 		return err
 	}
 	// Groups that are new, and versions that a crash left without a rollout, are taken up before any Envoy is answered.
-	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
+	if err := s.rollout.Reconfigure(ctx, policy); err != nil {
 		return err
 	}
 	if err := s.buildSources(cfg, files); err != nil {
@@ -165,21 +182,24 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	if err := s.buildIssuance(cfg); err != nil {
 		return err
 	}
-	if s.verify, err = verify.New(verify.Options{Source: wantedServed{s}, Log: s.log.With("part", "verify"), Registerer: s.registry}); err != nil {
-		return err
-	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
-		Verify: s.verify, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
+		Verify: s.verify, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
+}
+
+// changed tells what waits for news of nodes that there are some of a group.
+func (s *server) changed(group string) {
+	s.rollout.Wake()
+	s.verify.Changed(group)
 }
 
 // judgeAnew makes the versions that were on their way at the last end go out as other bytes: a node may have rejected one of them, and the record of
 // that may have been lost with the process.
 func (s *server) judgeAnew(ctx context.Context) error {
 	for _, r := range s.rollout.Active() {
-		if r.State != rollout.Moving {
+		if r.Wave >= len(r.Waves) || !slices.Contains([]rollout.State{rollout.Moving, rollout.Verifying}, r.Waves[r.Wave].State) {
 			continue
 		}
 		for _, c := range r.Change {
@@ -218,6 +238,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	work.Go(func() error { return s.issuance.Run(workCtx) })
 	work.Go(func() error { return s.sources.Run(workCtx) })
 	work.Go(func() error { return s.verify.Run(workCtx) })
+	work.Go(func() error { return s.audit.Run(workCtx) })
 	work.Go(func() error { return s.watcher.Run(workCtx) })
 	work.Go(func() error { return s.channels.Run(workCtx) })
 	work.Go(func() error { return s.admin.Serve(workCtx, d.admin) })
@@ -228,15 +249,19 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	s.ready.Store(true)
 	s.log.InfoContext(ctx, "ready", "version", s.opts.Version, "config", s.opts.ConfigFile, "groups", len(s.config.Load().Groups), "snapshot", s.cache.Latest())
 
+	s.audit.Add(audit.Entry{Event: eventStarted, Detail: "version " + s.opts.Version})
+
 	err := work.Wait()
 	s.ready.Store(false)
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
+	s.outside.close()
 	s.edge.Shutdown(bounded)
 	stopStreams()
 	if edgeErr := edge.Wait(); err == nil && !errors.Is(edgeErr, context.Canceled) {
 		err = edgeErr
 	}
+	s.audit.Add(audit.Entry{Event: eventStopped})
 	s.log.InfoContext(ctx, "stopped")
 	return err
 }

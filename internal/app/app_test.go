@@ -61,6 +61,7 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	if _, err := os.Stat(p.file); errors.Is(err, os.ErrNotExist) {
 		_, err := Init(t.Context(), InitOptions{Dir: filepath.Dir(p.file), Listen: "127.0.0.1:18000"})
 		must(t, err)
+		p.configure("  promotion: auto", "  watch: 0s\n  empty_group: skip\n  promotion: auto")
 	}
 	var err error
 	p.authority, err = testenv.NewAuthority(dir, "site")
@@ -74,6 +75,9 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	t.Cleanup(func() { must(t, sealed.Close()) })
 	p.store = &hookedStore{Store: sealed}
 	p.server.store = p.store
+	closeAudit, err := p.openAudit(cfg)
+	must(t, err)
+	t.Cleanup(closeAudit)
 	must(t, p.build(t.Context(), cfg, nil))
 	p.channels = &channels{authority: p.identities, log: p.log}
 	p.enforce(cfg)
@@ -126,6 +130,8 @@ func (p *parts) body(group string) []byte {
 type absent struct{}
 
 // Progress implements rollout.Fleet.
+func (absent) Displaces(string, string, []string) bool { return false }
+
 func (absent) Progress(group string, _ map[string]secret.Version) []rollout.NodeProgress {
 	if group != "canary" {
 		return nil
@@ -140,9 +146,10 @@ func TestVersionUnderWayIsJudgedAnewAfterARestart(t *testing.T) {
 	var moving, still []byte
 	t.Run("before", func(t *testing.T) {
 		p := newParts(t, dir, "promotion: auto", "promotion: manual")
-		var err error
+		policy, err := rolloutPolicy(p.config.Load())
+		must(t, err)
 		p.rollout, err = rollout.New(t.Context(), rollout.Options{
-			Cache: p.cache, Store: p.store, Fleet: absent{}, Policy: rolloutPolicy(p.config.Load()), Log: p.log,
+			Cache: p.cache, Store: p.store, Fleet: absent{}, Policy: policy, Log: p.log,
 		})
 		must(t, err)
 		p.accept(time.Now().Add(60 * 24 * time.Hour))
@@ -229,6 +236,10 @@ func TestTheGroupThatEndsFirstCounts(t *testing.T) {
 					"certificates: [{name: "+site+", dns_names: ["+site+"], issuers: [ca]}]\ngroups:\n")
 			first := p.accept(row.first)
 			second := p.accept(late)
+			plan := p.cache.Plan() // where the first one has ended, the second one went to all groups at once
+			_, err := plan.Move(t.Context(), "production", map[string]secret.Version{site: first.Version}, cache.Why{Reason: "test"})
+			must(t, err)
+			must(t, plan.Commit(t.Context()))
 			p.serveAdmin()
 			if got := p.gauge("sds_certificate_not_after_timestamp_seconds"); got != float64(row.first.Unix()) {
 				t.Errorf("metric: got %v, want %v, the end of what production serves", got, row.first.Unix())

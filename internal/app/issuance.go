@@ -18,6 +18,7 @@ func (s *server) buildIssuance(cfg *config.Config) (err error) {
 	}
 	s.issuance, err = issuer.New(issuer.Options{
 		Store: s.store, Sink: sink{s.rollout}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
+		Observer: s.auditIssuance,
 	})
 	if err != nil {
 		return err

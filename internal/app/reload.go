@@ -23,9 +23,15 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	if err != nil {
 		return err
 	}
+	policy, err := rolloutPolicy(cfg)
+	if err != nil {
+		return err
+	}
 	s.edge.SetPolicy(edgePolicy(cfg)) // before a group moves: nothing is sent under rights that have ended
-	if err := s.rollout.Reconfigure(ctx, rolloutPolicy(cfg)); err != nil {
+	s.outside.set(cfg, s.command(cfg))
+	if err := s.rollout.Reconfigure(ctx, policy); err != nil {
 		s.edge.SetPolicy(edgePolicy(running))
+		s.outside.set(running, s.command(running))
 		return fmt.Errorf("rollout: %w", err)
 	}
 	s.setIssuers(cas)

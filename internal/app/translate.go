@@ -29,15 +29,29 @@ func edgeLimits(cfg *config.Config) sds.Limits {
 	}
 }
 
-func rolloutPolicy(cfg *config.Config) rollout.Policy {
+func rolloutPolicy(cfg *config.Config) (rollout.Policy, error) {
 	managed := map[string]bool{}
 	for _, name := range secretNames(cfg) {
 		managed[name] = true
 	}
-	return rollout.Policy{
-		Waves: cfg.Rollout.Waves, Manual: cfg.Rollout.Promotion == "manual", AckTimeout: cfg.Rollout.AckTimeout,
-		NodeGrace: cfg.Rollout.NodeGrace, RetryAfter: cfg.Rollout.RetryAfter, Managed: func(name string) bool { return managed[name] },
+	calendar, err := calendarOf(cfg)
+	if err != nil {
+		return rollout.Policy{}, err
 	}
+	r := cfg.Rollout
+	p := rollout.Policy{
+		Waves: r.Waves, Manual: r.Promotion == "manual", AckTimeout: r.AckTimeout, MinAcked: r.MinAcked, NodeGrace: r.NodeGrace,
+		EmptyWait: r.EmptyGroup == "wait", Watch: r.Watch, RetryAfter: r.RetryAfter, UndoWindow: r.UndoWindow, Hook: len(r.Hook.Command) > 0,
+		Calendar: calendar, Managed: func(name string) bool { return managed[name] },
+	}
+	for _, g := range r.Gates {
+		one := rollout.Gate{Name: g.Name, Max: g.Max, Timeout: g.Timeout}
+		if g.MaxIncrease != nil {
+			one.MaxIncrease, one.Percent = &g.MaxIncrease.Value, g.MaxIncrease.Percent
+		}
+		p.Gates = append(p.Gates, one)
+	}
+	return p, nil
 }
 
 // secretNames are the names of all configured secrets.
@@ -82,6 +96,11 @@ func socketPath(address string) (string, bool) { return strings.CutPrefix(addres
 // fleet lets the rollout controller ask the SDS edge.
 type fleet struct{ edge *sds.Server }
 
+// Displaces implements rollout.Fleet.
+func (f fleet) Displaces(group, name string, dnsNames []string) bool {
+	return f.edge.Displaces(group, name, dnsNames)
+}
+
 // Progress implements rollout.Fleet.
 func (f fleet) Progress(group string, want map[string]secret.Version) []rollout.NodeProgress {
 	nodes := f.edge.Progress(group, want)
@@ -89,6 +108,7 @@ func (f fleet) Progress(group string, want map[string]secret.Version) []rollout.
 	for _, n := range nodes {
 		p := rollout.NodeProgress{
 			Identity: n.Identity, Node: n.Node, Connected: n.Connected, Acked: n.Acked, Since: n.Since, LastSeen: n.LastSeen,
+			Returning: n.Returning, Unsubscribed: n.Unsubscribed,
 		}
 		if n.NACK != nil {
 			p.Nacked = &rollout.NACK{Secret: n.NACK.Secret, Version: n.NACK.Version, Message: n.NACK.Message}

@@ -22,18 +22,19 @@ type wantedServed struct{ server *server }
 var _ verify.Source = wantedServed{}
 
 // Groups implements verify.Source.
-func (w wantedServed) Groups(context.Context) []verify.Group {
+func (w wantedServed) Groups(_ context.Context, names ...string) []verify.Group {
 	cfg := w.server.config.Load()
+	asked := func(group string) bool { return len(names) == 0 || slices.Contains(names, group) }
 	members := map[string][]sds.Node{}
 	for _, n := range w.server.edge.Nodes() {
-		if n.Connected {
+		if n.Connected && asked(n.Group) {
 			members[n.Group] = append(members[n.Group], n)
 		}
 	}
 	var groups []verify.Group
 	pools := rootPools{}
 	for _, g := range cfg.Groups {
-		if g.Verify == nil {
+		if g.Verify == nil || !asked(g.Name) {
 			continue
 		}
 		out := verify.Group{Name: g.Name, Timeout: g.Verify.Timeout, ServerNames: g.Verify.ServerNames}
@@ -45,6 +46,7 @@ func (w wantedServed) Groups(context.Context) []verify.Group {
 				continue
 			}
 			t := w.target(e.Address, behind, roots)
+			t.ServerNames = e.ServerNames
 			if t.Node = e.Node; e.Node == "" {
 				t.Nodes = nil // it may be any of them
 			}

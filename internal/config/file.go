@@ -9,11 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/sds-server/sds-server/pkg/rollout/gate"
 )
 
 // checkFile returns what is wrong with a file, or "".
@@ -146,25 +147,9 @@ func (v *validator) commandsAllowed(path string) {
 	if v.file() == "" {
 		return
 	}
-	if message := checkTrusted(v.file()); message != "" {
-		v.addHint(path, "no program is run for a configuration that "+message, "chmod go-w "+v.file())
+	if err := gate.Trusted(v.file()); err != nil {
+		v.addHint(path, "no program is run for a configuration that "+err.Error(), untrustedHint(err))
 	}
-}
-
-// checkTrusted returns why the file could have been changed by somebody else than root or us, or "".
-func checkTrusted(name string) string {
-	for _, each := range []string{name, filepath.Dir(name)} {
-		info, err := os.Stat(each)
-		if err != nil {
-			return "cannot be read: " + reason(err)
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0
-		if !ok || stat.Uid != 0 && int(stat.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 && !sticky {
-			return fmt.Sprintf("others can change (%s has mode %04o)", each, info.Mode().Perm())
-		}
-	}
-	return ""
 }
 
 // command checks a program that is run without a shell.
@@ -172,27 +157,20 @@ func (v *validator) command(path string, command []string) {
 	if len(command) == 0 {
 		return
 	}
-	program := command[0]
 	path += "[0]"
-	if !filepath.IsAbs(program) {
-		v.add(path, "want the absolute path of a program, got %q", program)
+	if err := gate.CheckCommand(command, ""); err != nil {
+		v.addHint(path, err.Error(), untrustedHint(err))
 		return
 	}
-	info, err := os.Stat(program)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		v.add(path, "%s does not exist", program)
-	case err != nil:
-		v.add(path, "%s cannot be read: %s", program, reason(err))
-	case !info.Mode().IsRegular() || info.Mode().Perm()&0o111 == 0:
-		v.add(path, "%s is not a program", program)
-	default:
-		if message := checkTrusted(program); message != "" {
-			v.add(path, "%s is a program that %s", program, message)
-			return
-		}
-		v.commandsAllowed(path)
+	v.commandsAllowed(path)
+}
+
+// untrustedHint says how others are kept from changing a file, if that is what is wrong.
+func untrustedHint(err error) string {
+	if e, ok := errors.AsType[*gate.UntrustedError](err); ok {
+		return e.Hint
 	}
+	return ""
 }
 
 // ParseUser returns the uid for the name of a user of this machine, or for a number. A number needs no entry in the table of

@@ -51,6 +51,7 @@ func newDir(t testing.TB) string {
 		"hook-for-all":    {0o777, []byte("#!/bin/sh\n")},
 		"not-executable":  {0o644, []byte("#!/bin/sh\n")},
 		"directory/.keep": {0o600, []byte("x")},
+		"open/hook":       {0o755, []byte("#!/bin/sh\n")},
 	} {
 		name = filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
@@ -62,6 +63,9 @@ func newDir(t testing.TB) string {
 		if err := os.Chmod(name, file.mode); err != nil { // past the umask
 			t.Fatal(err)
 		}
+	}
+	if err := os.Chmod(filepath.Join(dir, "open"), 0o777); err != nil {
+		t.Fatal(err)
 	}
 	return dir
 }

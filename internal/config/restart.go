@@ -20,6 +20,7 @@ func restartKeys() []restartKey {
 		{"http", func(c *Config) any { return &c.HTTP }},
 		{"challenges.http-01", func(c *Config) any { return &c.Challenges.HTTP01 }},
 		{"challenges.tls-alpn-01", func(c *Config) any { return &c.Challenges.TLSALPN01 }},
+		{"audit", func(c *Config) any { return &c.Audit }},
 	}
 }
 

@@ -108,14 +108,20 @@ func (v *validator) verify(path string, verify *Verify) {
 		if message != "" {
 			v.add(element, "%s", message)
 		}
+		v.serverNames(fmt.Sprintf("%s.endpoints[%d]", path, i), e.ServerNames)
 	}
 	if verify.NodePort < 0 || verify.NodePort > 65535 {
 		v.add(path+".node_port", "want a port from 1 to 65535, got %d", verify.NodePort)
 	}
-	for i, name := range verify.ServerNames {
+	v.serverNames(path, verify.ServerNames)
+	v.positive(path+".timeout", verify.Timeout)
+}
+
+// serverNames are names that are asked for in handshakes; path is of what has them.
+func (v *validator) serverNames(path string, names []string) {
+	for i, name := range names {
 		if message, hint := checkDNSName(strings.ToLower(name)); message != "" {
 			v.addHint(fmt.Sprintf("%s.server_names[%d]", path, i), message, hint)
 		}
 	}
-	v.positive(path+".timeout", verify.Timeout)
 }

@@ -3,9 +3,9 @@ package config
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
+
+	"github.com/sds-server/sds-server/pkg/rollout/calendar"
 )
 
 // rollout checks waves, times, gates and windows.
@@ -29,12 +29,12 @@ func (v *validator) rollout() {
 	v.positive("rollout.hook.timeout", r.Hook.Timeout)
 	for i, w := range r.Windows {
 		path := fmt.Sprintf("rollout.windows[%d]", i)
-		if message := checkCron(w.Cron); message != "" {
-			v.add(path+".cron", "%s", message)
+		if err := calendar.CheckCron(w.Cron); err != nil {
+			v.add(path+".cron", "%v", err)
 		}
 		v.positive(path+".duration", w.Duration)
-		if _, err := time.LoadLocation(w.TimeZone); err != nil || w.TimeZone == "Local" {
-			v.add(path+".time_zone", "no time zone is named %q", w.TimeZone)
+		if err := calendar.CheckTimeZone(w.TimeZone); err != nil {
+			v.add(path+".time_zone", "%v", err)
 		}
 	}
 	for i, f := range r.Freeze {
@@ -81,62 +81,4 @@ func (v *validator) gates() {
 		}
 		v.positive(path+".timeout", g.Timeout)
 	}
-}
-
-// cronField is one of the five fields: its name, its range, and the names that stand for numbers from low on.
-type cronField struct {
-	name      string
-	low, high int
-	names     string
-}
-
-// checkCron returns what is wrong with a cron expression of five fields, or "".
-func checkCron(expression string) string {
-	fields := []cronField{
-		{"minute", 0, 59, ""},
-		{"hour", 0, 23, ""},
-		{"day of month", 1, 31, ""},
-		{"month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec"},
-		{"day of week", 0, 7, "sun mon tue wed thu fri sat"},
-	}
-	parts := strings.Fields(expression)
-	if len(parts) != len(fields) {
-		return fmt.Sprintf(`want the five fields of cron such as "0 9 * * 1-5", got %q`, expression)
-	}
-	for i, f := range fields {
-		for item := range strings.SplitSeq(parts[i], ",") {
-			if !f.matches(item) {
-				return fmt.Sprintf("%s %q is not from %d to %d", f.name, item, f.low, f.high)
-			}
-		}
-	}
-	return ""
-}
-
-// matches reports whether item is *, N, N-M, or one of these with /STEP.
-func (f cronField) matches(item string) bool {
-	span, step, hasStep := strings.Cut(item, "/")
-	if hasStep {
-		if n, err := strconv.Atoi(step); err != nil || n < 1 || n > f.high {
-			return false
-		}
-	}
-	if span == "*" {
-		return true
-	}
-	first, last, isRange := strings.Cut(span, "-")
-	a, ok := f.number(first)
-	if !isRange {
-		return ok && !hasStep
-	}
-	b, okLast := f.number(last)
-	return ok && okLast && a <= b
-}
-
-func (f cronField) number(text string) (int, bool) {
-	if i := slices.Index(strings.Fields(f.names), strings.ToLower(text)); i >= 0 {
-		return f.low + i, true
-	}
-	n, err := strconv.Atoi(text)
-	return n, err == nil && n >= f.low && n <= f.high && text[0] != '+' && text[0] != '-'
 }

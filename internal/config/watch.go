@@ -27,8 +27,10 @@ type WatcherOptions struct {
 	Signals <-chan os.Signal
 	// Apply takes over a new valid configuration that differs from the last applied one. It is called from Run, one call at
 	// a time. If it fails, the reload has failed, and the next one calls it again.
-	Apply  func(ctx context.Context, cfg *Config) error
-	Logger *slog.Logger
+	Apply func(ctx context.Context, cfg *Config) error
+	// Observe is told of each new configuration that was taken over (nil), and of each that was not. Default: nobody.
+	Observe func(ctx context.Context, err error)
+	Logger  *slog.Logger
 	// Debounce is the time from the first change to the reload; default 200 ms.
 	Debounce time.Duration
 }
@@ -135,6 +137,7 @@ func (w *Watcher) reload(ctx context.Context, asked bool) {
 	if err == nil && !cfg.Equal(w.applied) {
 		if err = w.options.Apply(ctx, cfg); err == nil {
 			w.applied = cfg
+			w.observe(ctx, nil)
 			w.options.Logger.InfoContext(ctx, "configuration reloaded", "file", w.options.Path)
 		} else {
 			err = fmt.Errorf("apply: %w", err)
@@ -142,12 +145,19 @@ func (w *Watcher) reload(ctx context.Context, asked bool) {
 	}
 	if err != nil {
 		w.options.Logger.ErrorContext(ctx, "configuration not reloaded, the old one stays", "file", w.options.Path, "err", err)
+		w.observe(ctx, err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.status.OK, w.status.Err = err == nil, err
 	if err == nil {
 		w.status.LoadedAt = time.Now()
+	}
+}
+
+func (w *Watcher) observe(ctx context.Context, err error) {
+	if w.options.Observe != nil {
+		w.options.Observe(ctx, err)
 	}
 }
 

@@ -343,7 +343,7 @@ func TestRunEndsWithoutAWatchedDirectory(t *testing.T) {
 func TestRestartKeys(t *testing.T) {
 	running, _ := loadGood(t, "minimal")
 	loaded, _ := loadGood(t, "all-keys")
-	want := []string{"data_dir", "seal", "store", "replica", "xds.listeners", "http", "challenges.tls-alpn-01"}
+	want := []string{"data_dir", "seal", "store", "replica", "xds.listeners", "http", "challenges.tls-alpn-01", "audit"}
 	loaded.Admin = running.Admin
 	if diff := cmp.Diff(want, RestartKeys(running, loaded)); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)

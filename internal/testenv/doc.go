@@ -1,5 +1,5 @@
-// Package testenv runs the real parts that sds-server is tested against: Envoy, Pebble (an ACME server) and our own
-// binary, as child processes on free loopback ports. It also has the probes that tests and the demo share: a TLS
+// Package testenv runs the real parts that sds-server is tested against: Envoy, Pebble (an ACME server),
+// Prometheus and our own binary, as child processes on free loopback ports. It also has the probes that tests and the demo share: a TLS
 // handshake that never resumes, a load of handshakes, and a TLS proxy in front of Pebble that counts and holds requests.
 //
 // The API returns errors and takes a context and a directory, so that the demo can use it. [NewT] wraps it for tests:

@@ -110,6 +110,18 @@ func (t *T) Pebble(o PebbleOptions) *Pebble {
 	return p
 }
 
+// Prometheus starts a Prometheus; Dir is that of T where it is empty.
+func (t *T) Prometheus(o PrometheusOptions) *Prometheus {
+	t.Helper()
+	if o.Dir == "" {
+		o.Dir = t.Dir
+	}
+	p, err := StartPrometheus(t.Context(), o)
+	t.must(err)
+	t.endAtCleanup(p.Process, p.Kill)
+	return p
+}
+
 func (t *T) must(err error) {
 	t.Helper()
 	if err != nil {

@@ -316,3 +316,17 @@ func (p *Plan) Commit(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Meta describes a version that a group is at, or that the plan stores or needs; false for any other.
+func (p *Plan) Meta(name string, version secret.Version) (Meta, bool) {
+	if res, ok := p.resources[name][version]; ok {
+		return res.meta, true
+	}
+	return p.cache.Meta(name, version)
+}
+
+// Versions describes the stored versions of a secret that the plan has put, the newest first; false for any other secret.
+func (p *Plan) Versions(name string) ([]Meta, bool) {
+	versions, ok := p.stored[name]
+	return versions, ok
+}

@@ -196,7 +196,8 @@ type task struct {
 }
 
 func (t *task) run(ctx context.Context) {
-	began := time.Now()
+	began, renewed := time.Now(), t.state.issued()
+	defer func() { t.observeEnd(ctx, renewed) }()
 	log := t.loop.options.Logger.With("secret", t.cert.Name, "issuer", t.cert.Issuer)
 	err := t.renew(ctx)
 	t.took = time.Since(began)

@@ -47,6 +47,8 @@ type Options struct {
 	Registerer prometheus.Registerer
 	// Workers is how many certificates are ordered at once; default 4.
 	Workers int
+	// Observer is told how each order ended, from several goroutines; it must not block for long. Default: nobody.
+	Observer func(ctx context.Context, o Outcome)
 	// Random returns numbers in [0,1) for jitter, from several goroutines; default rand.Float64.
 	Random func() float64
 }

@@ -22,22 +22,25 @@ const (
 	holdPrefix    = "hold"
 )
 
-// Options configure a Controller. All fields but Settle, Released and Refers are required.
+// Options configure a Controller. All fields up to Log are required.
 type Options struct {
 	Cache  *cache.Cache
 	Store  store.Store
 	Fleet  Fleet
 	Policy Policy
 	Log    *slog.Logger
-	// Settle is how long after New a wave does not pass, unless all of its recorded members have ACKed: after a restart the nodes are
-	// still on their way back, and a group that seems empty, or smaller than it is, would let a change pass that its nodes refuse.
-	// The first start, with no rollout stored, does not wait. Default 0.
-	Settle time.Duration
+	// Prober makes handshakes; nil: none are asked for.
+	Prober Prober
+	// Gates reads the values of the policy's gates, and Hook runs its command; nil where the policy never has any.
+	Gates Gates
+	Hook  Hook
 	// Released is called before a hard hold ends, so that the fleet forgets the NACKs that led to it; it must not call back.
 	Released func(name string, version secret.Version)
 	// Refers reports which versions of a secret the fleet still needs besides those that groups are at, before others are pruned; it must not
 	// call back.
 	Refers func(name string) func(secret.Version) bool
+	// Audit is told what each commit did, right after it, in the order of the commits; it must neither block nor call back.
+	Audit func(ctx context.Context, records []Record)
 }
 
 // Controller is the only one that moves a group. Its methods are safe for concurrent use; they take turns.
@@ -48,7 +51,10 @@ type Controller struct {
 	slog     *slog.Logger
 	released func(string, secret.Version)
 	refers   func(string) func(secret.Version) bool
-	settled  time.Time // when Settle ends
+	prober   Prober
+	gates    Gates
+	hook     Hook
+	audit    func(context.Context, []Record)
 
 	turn chan struct{} // one token: whoever holds it may plan and commit
 	wake chan struct{} // capacity 1: something may have to move
@@ -59,16 +65,22 @@ type Controller struct {
 	unhealed bool                            // heal has something left to do
 	unsent   map[uint64]map[string]time.Time // by rollout and member; see jury
 	suspects []uint64                        // rollouts of commits that failed
+	watches  map[uint64]*observation         // by rollout: watches under way
+	asked    map[uint64]*question            // by rollout: since when the gates are asked before a wave
+	recent   map[uint64]*Rollout             // that are done, and may still be taken back; never written to
+	lookedAt time.Time                       // when these were looked at last
 	history  []uint64                        // stored rollouts that have ended, the oldest first
 
 	// Written only by the holder of the turn, under mu; read by anyone under mu.
-	mu     sync.Mutex
-	policy Policy
-	active map[uint64]*Rollout // never written to, but replaced
-	slots  map[string]uint64   // by group: the rollout that is moving it
-	holds  map[holdID]Hold
-	last   uint64 // id of the newest rollout
-	ended  map[State]uint64
+	mu        sync.Mutex
+	policy    Policy
+	active    map[uint64]*Rollout // never written to, but replaced
+	slots     map[string]uint64   // by group: the rollout that is moving it
+	holds     map[holdID]Hold
+	last      uint64 // id of the newest rollout
+	ended     map[State]uint64
+	sights    map[uint64]shown // by rollout: what was seen last
+	overrides uint64
 }
 
 type holdID struct {
@@ -80,9 +92,11 @@ type holdID struct {
 func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
 		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released, refers: opts.Refers,
-		settled: time.Now().Add(opts.Settle),
-		turn:    make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
-		ended: map[State]uint64{},
+		audit: opts.Audit,
+		turn:  make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
+		prober: opts.Prober, gates: opts.Gates, hook: opts.Hook,
+		watches: map[uint64]*observation{}, asked: map[uint64]*question{}, recent: map[uint64]*Rollout{},
+		ended: map[State]uint64{}, sights: map[uint64]shown{},
 	}
 	return c, c.load(ctx)
 }
@@ -92,9 +106,6 @@ func (c *Controller) load(ctx context.Context) error {
 	rollouts, err := c.History(ctx)
 	if err != nil {
 		return err
-	}
-	if len(rollouts) == 0 {
-		c.settled = time.Time{} // the first start: nobody is on the way back
 	}
 	return c.adopt(ctx, rollouts)
 }
@@ -173,6 +184,11 @@ func (c *Controller) remember(r *Rollout) {
 	if i, known := slices.BinarySearch(c.history, r.ID); r.State.Ended() && !known {
 		c.history = slices.Insert(c.history, i, r.ID)
 	}
+	if r.State == Done && !r.addition() {
+		c.recent[r.ID] = r
+	} else {
+		delete(c.recent, r.ID)
+	}
 }
 
 // set takes over the state of a rollout. The caller holds mu.
@@ -184,6 +200,7 @@ func (c *Controller) set(r *Rollout) {
 	}
 	delete(c.active, r.ID)
 	if r.State.Ended() {
+		delete(c.sights, r.ID)
 		return
 	}
 	c.active[r.ID] = r

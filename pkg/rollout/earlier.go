@@ -61,7 +61,7 @@ func (t *transaction) askEarlier(r *Rollout, w *Wave) earlier {
 // servedOf returns the versions of a rollout that a group serves.
 func (t *transaction) servedOf(r *Rollout, group string) map[string]secret.Version {
 	want := map[string]secret.Version{}
-	for _, c := range r.Change {
+	for c := range r.live() {
 		if have, ok := t.has(group, c.Secret); ok && have == c.To {
 			want[c.Secret] = c.To
 		}
@@ -91,21 +91,17 @@ func (n NodeProgress) refusal() string {
 	return fmt.Sprintf("%s (%s) refused %s version %s: %s", n.Node, n.Identity, n.Nacked.Secret, n.Nacked.Version.Short(), n.Nacked.Message)
 }
 
-// giveUp ends a rollout between two waves, and takes the group back that has a complaint.
-func (t *transaction) giveUp(ctx context.Context, r *Rollout, e earlier) error {
-	stays, err := t.undo(ctx, e.group, r, e.reason)
-	if err != nil {
-		return err
-	}
-	r.log(t.now, RolledBack, e.reason+stays, "")
-	return nil
+// giveUp takes secrets out of a rollout between two waves, and takes the group back that has a complaint.
+func (t *transaction) giveUp(ctx context.Context, r *Rollout, group string, secrets []string, reason string) error {
+	return t.begins(ctx, r, Unwind{Secrets: secrets, Groups: []string{group}, Reason: reason, End: RolledBack})
 }
 
-// holdRefused holds what nodes have refused of a rollout that ends for another reason.
-func (t *transaction) holdRefused(r *Rollout) {
+// holdRefused holds what nodes have refused of a secret that leaves a rollout for another reason.
+func (t *transaction) holdRefused(r *Rollout, name string) {
+	to, _ := r.brings(name)
 	for _, w := range r.Waves[:min(r.Wave+1, len(r.Waves))] {
 		for _, g := range w.Moved {
-			for _, n := range t.c.fleet.Progress(g, r.wants()) {
+			for _, n := range t.c.fleet.Progress(g, map[string]secret.Version{name: to}) {
 				if n.Nacked != nil {
 					t.hold(n.Nacked.Secret, n.Nacked.Version, Hard, n.refusal())
 				}

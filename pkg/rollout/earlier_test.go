@@ -24,7 +24,7 @@ func TestNodeThatReconnectsAtTheMoveIsWaitedFor(t *testing.T) {
 	})
 }
 
-func TestWavePassesAfterARestartOnlyWhenTheNodesHadTheTimeToComeBack(t *testing.T) {
+func TestWaveAfterARestartWaitsForTheNodesThatAreNotBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, waves("auto", "canary", "production"))
 		r.node("c1", "canary", "a")
@@ -32,9 +32,8 @@ func TestWavePassesAfterARestartOnlyWhenTheNodesHadTheTimeToComeBack(t *testing.
 		r.node("p1", "production", "a")
 		v1 := r.serve("a")
 		r.edit(c2, func(n *node) { n.refuses = func(string, secret.Version) bool { return true } })
-		r.settleTime = 10 * time.Second
 		r.fleet.forget(true)
-		r.edit(c2, func(n *node) { n.connected, n.known = false, false })
+		r.edit(c2, (*node).disconnect)
 		r.crash()
 		r.reconfigure(r.policy)
 		v2 := r.accept("a")
@@ -49,15 +48,14 @@ func TestWavePassesAfterARestartOnlyWhenTheNodesHadTheTimeToComeBack(t *testing.
 	})
 }
 
-func TestNodeThatIsBackBeforeTheEndOfTheReturnTimeIsAMember(t *testing.T) {
+func TestNodeThatComesAndGoesAfterARestartIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, waves("auto", "canary", "production"))
 		r.node("c1", "canary", "a")
 		c2 := r.node("c2", "canary", "a")
 		v1 := r.serve("a")
-		r.settleTime = 10 * time.Second
 		r.fleet.forget(true)
-		r.edit(c2, func(n *node) { n.connected, n.known = false, false })
+		r.edit(c2, (*node).disconnect)
 		r.crash()
 		r.reconfigure(r.policy)
 		v2 := r.accept("a")
@@ -77,7 +75,6 @@ func TestWaveWhoseMembersHaveAllACKedPassesAtOnceAfterARestart(t *testing.T) {
 		r.serve("a")
 		c.silent = true
 		v2 := r.accept("a")
-		r.settleTime = 10 * time.Second
 		r.restart()
 		c.silent = false
 		r.fleet.deliver(r.cache)

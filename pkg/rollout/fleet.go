@@ -10,10 +10,13 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-// Fleet tells how the nodes stand. It is asked after every change of the ledger and must not block.
+// Fleet tells how the nodes stand. It is asked after every change of the ledger and must not block. It knows the nodes also after a restart of the
+// server: those that are not back count as last seen when it started, where nobody saw them leave.
 type Fleet interface {
 	// Progress returns the nodes of a group that subscribe, or did when last seen, to at least one of the wanted secrets.
 	Progress(group string, want map[string]secret.Version) []NodeProgress
+	// Displaces reports whether a new secret with these DNS names might take the place of another one under names that nodes of the group have asked for.
+	Displaces(group, name string, dnsNames []string) bool
 }
 
 // NodeProgress is how one node stands with the wanted versions.
@@ -24,7 +27,11 @@ type NodeProgress struct {
 	Acked     bool      // every wanted secret that it subscribes to is ACKed at the wanted version
 	Nacked    *NACK     // it refused one of the wanted versions
 	Since     time.Time // of its oldest unacknowledged send; zero if nothing is outstanding
-	LastSeen  time.Time // when it was last connected
+	LastSeen  time.Time // when it was last connected; for one that was there when the server ended, when that started again
+	// Returning is until when a node that has just come back may still ask for what it subscribed to before; it is not Connected until it did.
+	Returning time.Time
+	// Unsubscribed: it subscribes to none of the wanted secrets any more, though it did. It is not Connected, and LastSeen is zero.
+	Unsubscribed bool
 }
 
 // NACK is a refusal by a node.
@@ -60,16 +67,20 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 		index[m.Node] = i
 	}
 	seen := make([]bool, len(w.Members))
+	var left []string // members that no longer subscribe
 	for group, nodes := range progress {
 		for _, n := range nodes {
 			key := memberKey(group, n.Identity, n.Node)
 			i, member := index[key]
-			if !n.Connected && !member && n.Nacked == nil {
-				continue // it was gone long before the move: ordinary scaling in
-			}
-			if member {
+			switch {
+			case member && n.Unsubscribed:
+				seen[i], left = true, append(left, key)
+				continue
+			case member:
 				seen[i] = true
 				v.note(w, i, n.gone())
+			case !n.Connected && n.Nacked == nil && n.Returning.IsZero():
+				continue // it was gone long before the move: ordinary scaling in
 			}
 			j.weigh(&v, w, key, n)
 		}
@@ -83,12 +94,20 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 		}
 		j.absent(&v, time.Unix(v.members[i].Gone, 0))
 	}
+	v.dismiss(left)
 	return v
+}
+
+// dismiss drops members for which nothing waits any more, also if they leave now.
+func (v *verdict) dismiss(keys []string) {
+	if len(keys) > 0 {
+		v.members, v.changed = slices.DeleteFunc(slices.Clone(v.members), func(m Member) bool { return slices.Contains(keys, m.Node) }), true
+	}
 }
 
 // gone returns the Unix seconds at which a node was last seen; 0 while it is connected.
 func (n NodeProgress) gone() int64 {
-	if n.Connected {
+	if n.Connected || !n.Returning.IsZero() {
 		return 0
 	}
 	return n.LastSeen.Unix()
@@ -118,6 +137,9 @@ func (j jury) weigh(v *verdict, w Wave, key string, n NodeProgress) {
 	case n.Acked:
 		v.nodes.Expected++
 		v.nodes.Acked++
+	case !n.Returning.IsZero():
+		v.nodes.Expected++
+		v.wakeAt(n.Returning)
 	case !n.Connected:
 		j.absent(v, n.LastSeen)
 	default:
@@ -160,8 +182,10 @@ func (v *verdict) wakeAt(t time.Time) {
 	}
 }
 
-// passed reports whether every counted node has ACKed.
-func (v *verdict) passed() bool { return v.nodes.Acked == v.nodes.Expected }
+// refusal says who refused which version, and why.
+func (v *verdict) refusal() string {
+	return fmt.Sprintf("%s refused %s version %s: %s", v.nackBy, v.nack.Secret, v.nack.Version.Short(), v.nack.Message)
+}
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

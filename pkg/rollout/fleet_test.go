@@ -13,6 +13,7 @@ import (
 type node struct {
 	id, group string
 	names     []string // that it subscribes to
+	dropped   []string // that it unsubscribed from
 	silent    bool     // answers nothing
 	deaf      bool     // is not sent anything: its stream does not move
 	refuses   func(name string, v secret.Version) bool
@@ -32,7 +33,12 @@ type node struct {
 type fleet struct {
 	mu    sync.Mutex
 	nodes []*node
+
+	displaced string // group whose nodes would lose a name to a new secret
 }
+
+// Displaces implements Fleet.
+func (f *fleet) Displaces(group, _ string, _ []string) bool { return group == f.displaced }
 
 // Progress implements Fleet.
 func (f *fleet) Progress(group string, want map[string]secret.Version) []NodeProgress {
@@ -40,6 +46,10 @@ func (f *fleet) Progress(group string, want map[string]secret.Version) []NodePro
 	defer f.mu.Unlock()
 	var all []NodeProgress
 	for _, n := range f.nodes {
+		if n.group == group && n.known && slices.ContainsFunc(n.dropped, func(s string) bool { _, ok := want[s]; return ok }) {
+			all = append(all, NodeProgress{Identity: "spiffe://" + n.id, Node: n.id, Unsubscribed: true})
+			continue
+		}
 		if n.group != group || !n.known || !slices.ContainsFunc(n.names, func(s string) bool { _, ok := want[s]; return ok }) {
 			continue
 		}
@@ -109,13 +119,15 @@ func (f *fleet) edit(change func()) {
 	change()
 }
 
-// forget is a restart of the server: the ledger is in its memory. Every connected node comes again, if it does.
+// forget is a restart of the server: what nodes ACKed is in its memory. Which there are is stored; those that were connected at the end count as
+// seen now. Every connected node comes again, if it does.
 func (f *fleet) forget(comeBack bool) {
 	f.edit(func() {
 		for _, n := range f.nodes {
 			n.reset() // what it had refused is in the memory of the server, too
-			n.known = n.connected && comeBack
-			n.connected = n.known
+			if n.connected {
+				n.connected, n.lastSeen = comeBack, time.Now()
+			}
 		}
 	})
 }

@@ -119,17 +119,19 @@ func (l *logs) String() string {
 
 // rig is a controller on a store in a directory of the test, with a scripted fleet.
 type rig struct {
-	t          testing.TB
-	disk       *disk
-	path       string
-	cache      *cache.Cache
-	c          *Controller
-	fleet      *fleet
-	policy     Policy
-	log        *logs
-	settleTime time.Duration    // Options.Settle of the next open
-	events     []string         // what Released was told
-	needed     []secret.Version // what Refers says
+	t      testing.TB
+	disk   *disk
+	path   string
+	cache  *cache.Cache
+	c      *Controller
+	fleet  *fleet
+	prober *probes
+	meters *meters
+	hook   *command
+	policy Policy
+	log    *logs
+	events []string         // what Released was told
+	needed []secret.Version // what Refers says
 }
 
 func waves(promotion string, groups ...string) Policy {
@@ -145,7 +147,8 @@ func waves(promotion string, groups ...string) Policy {
 
 func newRig(t testing.TB, policy Policy) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "store.db"), fleet: &fleet{}, policy: policy, log: &logs{}}
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "store.db"), fleet: &fleet{}, policy: policy, log: &logs{}, meters: &meters{}, hook: &command{}}
+	r.prober = &probes{fleet: r.fleet, blinded: true}
 	r.open()
 	t.Cleanup(func() { r.disk.Close() })
 	r.reconfigure(policy)
@@ -165,7 +168,7 @@ func (r *rig) open() {
 	if r.cache, err = cache.Open(r.ctx(), cache.Options{Store: r.disk, Log: log}); err != nil {
 		r.t.Fatal(err)
 	}
-	r.c, err = New(r.ctx(), Options{Cache: r.cache, Store: r.disk, Fleet: r.fleet, Policy: r.policy, Log: log, Released: r.released, Refers: r.refers, Settle: r.settleTime})
+	r.c, err = New(r.ctx(), Options{Cache: r.cache, Store: r.disk, Fleet: r.fleet, Policy: r.policy, Log: log, Released: r.released, Refers: r.refers, Prober: r.prober, Gates: r.meters, Hook: r.hook})
 	if err != nil {
 		r.t.Fatal(err)
 	}

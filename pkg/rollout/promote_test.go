@@ -123,8 +123,8 @@ func TestPromoteOfManyRollouts(t *testing.T) {
 	}
 	r.settle()
 	p, err := r.c.Promote(r.ctx(), "production", 0, alice)
-	if err != nil || len(p.Rollouts) != n {
-		t.Fatalf("%d rollouts were let go, %v; want %d", len(p.Rollouts), err, n)
+	if err != nil || len(p.Changes) != n {
+		t.Fatalf("%d changes were let go, %v; want %d", len(p.Changes), err, n)
 	}
 	r.settle()
 	for name, v := range want {

@@ -91,6 +91,8 @@ type intent struct {
 	version    secret.Version // empty: removal
 	reason, by string
 	leave      map[string]bool // groups that stay as they are
+	now        bool            // to all groups at once
+	alone      bool            // in no train
 }
 
 // propose begins what an intent needs. It supersedes what was under way for the secret, and returns the rollout that brings the version,
@@ -98,12 +100,16 @@ type intent struct {
 func (t *transaction) propose(ctx context.Context, in intent) (uint64, error) {
 	name, version := in.secret, in.version
 	id, covered := t.carriers(name, version)
-	t.supersede(name, version, in.reason)
+	in.now = version != "" && (in.now || t.due(name, version, t.policy.Groups()))
+	if in.now { // whatever carries it is too slow
+		id, covered = t.hurriers(name, version)
+	}
+	t.supersede(in)
 	given := maps.Clone(covered)
 	maps.Copy(covered, in.leave)
 	lacking, behind := t.sort(name, version, covered)
 	if len(lacking) > 0 {
-		r := t.create([]Change{{Secret: name, To: version, Kind: Add}}, [][]string{lacking}, in.reason, in.by)
+		r := t.create(in, []Change{{Secret: name, To: version, Kind: Add}}, [][]string{lacking})
 		if _, err := t.advance(ctx, r); err != nil {
 			return 0, err
 		}
@@ -112,15 +118,69 @@ func (t *transaction) propose(ctx context.Context, in intent) (uint64, error) {
 	if len(behind) == 0 {
 		return id, nil
 	}
-	kind := Renewal
-	if version == "" {
-		kind = Remove
+	kind, err := t.kind(ctx, in, behind)
+	if err != nil {
+		return 0, err
 	}
-	waves := t.wavesOf(name, version, behind, given)
+	waves := [][]string{behind}
+	if kind != Emergency {
+		waves = t.wavesOf(name, version, behind, given)
+	}
 	from, _ := t.has(behind[len(behind)-1], name)
-	r := t.create([]Change{{Secret: name, From: from, To: version, Kind: kind}}, waves, in.reason, in.by)
-	_, err := t.advance(ctx, r)
+	r := t.create(in, []Change{{Secret: name, From: from, To: version, Kind: kind}}, waves)
+	if kind != Emergency && kind != Remove {
+		r.Deadline, _ = t.soonest(name, version, behind)
+	}
+	_, err = t.advance(ctx, r)
 	return r.ID, err
+}
+
+// kind says what a change does to the groups that are behind.
+func (t *transaction) kind(ctx context.Context, in intent, behind []string) (Kind, error) {
+	switch {
+	case in.version == "":
+		return Remove, nil
+	case in.now:
+		return Emergency, nil
+	}
+	versions, err := t.stored(ctx, in.secret)
+	if err != nil {
+		return "", err
+	}
+	find := func(v secret.Version) *cache.Meta {
+		if i := slices.IndexFunc(versions, func(m cache.Meta) bool { return m.Version == v }); i >= 0 {
+			return &versions[i]
+		}
+		return nil
+	}
+	var asked []secret.Version
+	for _, g := range behind {
+		have, _ := t.has(g, in.secret)
+		if slices.Contains(asked, have) {
+			continue
+		}
+		asked = append(asked, have)
+		if have == "" || chainChanges(find(have), find(in.version)) {
+			return Chain, nil
+		}
+	}
+	return Renewal, nil
+}
+
+// hurriers is carriers, for emergencies alone.
+func (t *transaction) hurriers(name string, version secret.Version) (id uint64, covered map[string]bool) {
+	covered = map[string]bool{}
+	for _, active := range t.activeIDs() {
+		if r := t.look(active); r.carries(name, version) && (r.emergency() || r.addition()) {
+			id = active
+			for _, w := range r.Waves[r.Wave:] {
+				for _, g := range w.Groups {
+					covered[g] = true
+				}
+			}
+		}
+	}
+	return id, covered
 }
 
 // wavesOf returns the waves of the groups that are behind. Before the last of them stand also the groups that serve the version already,
@@ -167,8 +227,7 @@ func (t *transaction) carriers(name string, version secret.Version) (id uint64, 
 // carries reports whether the rollout brings exactly this version, and is not being taken back.
 func (r *Rollout) carries(name string, version secret.Version) bool {
 	to, ok := r.brings(name)
-	w := r.current()
-	return ok && to == version && (w == nil || w.State != RolledBack)
+	return ok && to == version
 }
 
 // sort tells which groups lack the secret, and which have another version of it, leaving out those that are covered.
@@ -176,38 +235,55 @@ func (t *transaction) sort(name string, version secret.Version, covered map[stri
 	for _, g := range t.policy.Groups() {
 		switch have, ok := t.has(g, name); {
 		case covered[g]:
-		case !ok && version != "":
+		case !ok && version != "" && !t.displaces(g, name, version):
 			lacking = append(lacking, g)
-		case ok && have != version:
+		case have != version:
 			behind = append(behind, g)
 		}
 	}
 	return lacking, behind
 }
 
-// supersede ends the rollouts under way that bring another version of the secret.
-func (t *transaction) supersede(name string, version secret.Version, reason string) {
+// displaces reports whether a secret that a group does not have would take names from others there: then it can make something worse, and is no
+// addition.
+func (t *transaction) displaces(group, name string, version secret.Version) bool {
+	m, ok := t.Meta(name, version)
+	return ok && t.c.fleet.Displaces(group, name, m.DNSNames)
+}
+
+// supersede takes a secret out of the rollouts under way that bring another version of it, or that are too slow.
+func (t *transaction) supersede(in intent) {
 	for _, id := range t.activeIDs() {
 		r := t.look(id)
-		if _, ok := r.brings(name); !ok || r.carries(name, version) {
+		if _, ok := r.brings(in.secret); !ok || r.carries(in.secret, in.version) && (!in.now || r.emergency() || r.addition()) {
 			continue
 		}
 		r = t.edit(id)
-		t.holdRefused(r)
-		if w := r.current(); w != nil {
-			w.Members = nil
+		t.holdRefused(r, in.secret)
+		why := "another version of " + in.secret + " took over: " + in.reason
+		if r.carries(in.secret, in.version) {
+			why = in.secret + " goes to all groups at once: " + in.reason
 		}
-		r.log(t.now, Superseded, "another version of "+name+" took over: "+reason, "")
+		r.leave(in.secret, why)
+		switch {
+		case !r.empty():
+			r.log(t.now, r.State, why+"; the rest goes on", "")
+		case r.Unwind == nil:
+			if w := r.current(); w != nil {
+				w.Members = nil
+			}
+			r.log(t.now, Superseded, why, "")
+		}
 	}
 }
 
-func (t *transaction) create(change []Change, waves [][]string, reason, by string) *Rollout {
+func (t *transaction) create(in intent, change []Change, waves [][]string) *Rollout {
 	t.last++
-	r := &Rollout{ID: t.last, Started: t.now, Change: change}
+	r := &Rollout{ID: t.last, Started: t.now, Change: change, Alone: in.alone}
 	for _, groups := range waves {
 		r.Waves = append(r.Waves, Wave{Groups: groups, State: Pending})
 	}
-	r.log(t.now, Waiting, reason, by)
+	r.log(t.now, Waiting, in.reason, in.by)
 	t.rollouts[r.ID] = r
 	return r
 }

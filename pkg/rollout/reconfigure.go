@@ -228,7 +228,7 @@ func (c *Controller) rewave(ctx context.Context, added []string) error {
 	t := c.begin()
 	for _, id := range t.activeIDs() {
 		r := t.look(id)
-		if r.addition() {
+		if r.addition() || r.emergency() || r.Unwind != nil {
 			continue
 		}
 		joining, err := t.joining(ctx, r, added)
@@ -256,7 +256,7 @@ func (t *transaction) joining(ctx context.Context, r *Rollout, added []string) (
 	var joining []string
 	for _, g := range added {
 		newer := false
-		for _, c := range r.Change {
+		for c := range r.live() {
 			have, ok := t.has(g, c.Secret)
 			if !ok || have == c.To || c.To == "" {
 				continue
@@ -332,7 +332,7 @@ func (c *Controller) heal(ctx context.Context) error {
 
 func (c *Controller) healOne(ctx context.Context, versions []cache.Meta) error {
 	t := c.begin()
-	if err := t.heal(ctx, versions, "found stored but not rolled out", ""); err != nil {
+	if err := t.heal(ctx, versions, intent{reason: "found stored but not rolled out"}); err != nil {
 		return err
 	}
 	return t.commit(ctx)
@@ -340,7 +340,7 @@ func (c *Controller) healOne(ctx context.Context, versions []cache.Meta) error {
 
 // heal looks at the versions of one secret, the newest first. A group at a newer version than the best is left alone: it is held because
 // of another group.
-func (t *transaction) heal(ctx context.Context, versions []cache.Meta, reason, by string) error {
+func (t *transaction) heal(ctx context.Context, versions []cache.Meta, in intent) error {
 	if len(versions) == 0 {
 		return nil
 	}
@@ -366,7 +366,8 @@ func (t *transaction) heal(ctx context.Context, versions []cache.Meta, reason, b
 	if !wanting {
 		return nil
 	}
-	_, err := t.propose(ctx, intent{secret: name, version: want.Version, reason: reason, by: by, leave: leave})
+	in.secret, in.version, in.leave = name, want.Version, leave
+	_, err := t.propose(ctx, in)
 	return err
 }
 

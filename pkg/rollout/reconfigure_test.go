@@ -143,7 +143,7 @@ func TestNewGroupDoesNotStartWithAnExpiredVersion(t *testing.T) {
 		}
 		r.pass(4 * time.Hour)
 		r.reconfigure(r.policy.with("canary", "eu us", "new"))
-		r.want("www", versions{"eu": v1, "us": v2, "new": v2})
+		r.want("www", versions{"eu": v2, "us": v2, "new": v2}) // what eu served has expired, too
 	})
 }
 
@@ -322,17 +322,33 @@ func TestRemovalWaitsForAPromotionWhereNodesSubscribe(t *testing.T) {
 		us := r.node("u1", "us", "www")
 		v1 := r.serve("www")
 		r.policy.Managed = func(string) bool { return false }
-		r.settleTime = 10 * time.Second
 		r.restart()
-		r.settle() // eu has no node, but nobody knows that yet
-		r.want("www", versions{"canary": "", "eu": v1, "us": v1})
-		r.pass(20 * time.Second)
+		r.settle()
 		r.want("www", versions{"canary": "", "eu": "", "us": v1})
 		if a := r.c.Active(); len(a) != 1 || a[0].State != Waiting || !strings.Contains(a[0].Reason, "promotion of us: nodes there subscribe") {
 			t.Errorf("got %+v, want one that waits for us and says why", a)
 		}
 		us.names = nil
 		r.settle()
+		r.want("www", r.all(""))
+	})
+}
+
+func TestRemovalWaitsAlsoForNodesThatAreNotBackAfterARestart(t *testing.T) {
+	run(t, waves("auto", "canary", "us"), func(t *testing.T, r *rig) {
+		r.node("c1", "canary", "www")
+		r.node("u1", "us", "www")
+		v1 := r.serve("www")
+		r.policy.Managed = func(string) bool { return false }
+		r.fleet.forget(false)
+		r.crash()
+		r.reconfigure(r.policy)
+		r.pass(5 * time.Minute)
+		r.want("www", versions{"canary": "", "us": v1})
+		if next, err := r.c.step(r.ctx()); err != nil || time.Until(next) <= 0 || time.Until(next) > 5*time.Minute {
+			t.Errorf("looks again in %s, %v, want when u1 is gone for node_grace", time.Until(next), err)
+		}
+		r.pass(6 * time.Minute) // it is gone for good
 		r.want("www", r.all(""))
 	})
 }

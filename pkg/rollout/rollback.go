@@ -97,14 +97,23 @@ func (t *transaction) apply(ctx context.Context, group string, changes map[strin
 		return step, err
 	}
 	for _, id := range t.activeIDs() {
-		if t.look(id).left(group, t.Target(group), changes) {
-			r := t.edit(id)
-			if w := r.current(); w != nil {
-				w.Members = nil
-			}
-			r.log(t.now, RolledBack, why.Reason, op.By)
-			step.Rollouts = append(step.Rollouts, id)
+		left := t.look(id).left(group, t.Target(group), changes)
+		if len(left) == 0 {
+			continue
 		}
+		r := t.edit(id)
+		for _, name := range left {
+			r.leave(name, why.Reason)
+		}
+		if !r.empty() {
+			r.log(t.now, r.State, why.Reason+": "+some(left)+"; the rest goes on", op.By)
+			continue
+		}
+		if w := r.current(); w != nil {
+			w.Members = nil
+		}
+		r.log(t.now, RolledBack, why.Reason, op.By)
+		step.Rollouts = append(step.Rollouts, id)
 	}
 	entries, err := t.Move(ctx, group, changes, why)
 	if err != nil {
@@ -128,17 +137,20 @@ func (t *transaction) apply(ctx context.Context, group string, changes map[strin
 	return step, nil
 }
 
-// left reports whether the changes take the group away from a version that the rollout brought there.
-func (r *Rollout) left(group string, at *cache.Snapshot, changes map[string]secret.Version) bool {
+// left names the secrets of which the changes take the group away from the version that the rollout brought there.
+func (r *Rollout) left(group string, at *cache.Snapshot, changes map[string]secret.Version) []string {
 	w := r.waveOf(group)
 	if w < 0 || !slices.Contains(r.Waves[w].Moved, group) {
-		return false
+		return nil
 	}
-	return slices.ContainsFunc(r.Change, func(c Change) bool {
+	var names []string
+	for c := range r.live() {
 		have, _ := at.Secrets.Version(c.Secret)
-		to, ok := changes[c.Secret]
-		return ok && have == c.To && to != c.To
-	})
+		if to, ok := changes[c.Secret]; ok && have == c.To && to != c.To {
+			names = append(names, c.Secret)
+		}
+	}
+	return names
 }
 
 // leavesNewer reports whether an entry leaves a newer version for an older one, or for none: only then is the newer one held.
@@ -236,7 +248,7 @@ func (c *Controller) Release(ctx context.Context, name string, version secret.Ve
 	if err != nil {
 		return 0, err
 	}
-	if err := t.heal(ctx, versions, "released", ""); err != nil {
+	if err := t.heal(ctx, versions, intent{reason: "released"}); err != nil {
 		return 0, err
 	}
 	if err := t.commit(ctx); err != nil {

@@ -4,12 +4,13 @@
 // version becomes a Rollout; the Controller stores every transition with its reason before it acts (DESIGN 7), in the same commit
 // as the groups' moves, so that a restart finds both or neither.
 //
-// This is the smallest durable form: waiting, moving, done, superseded, rolled_back. A wave ends when the nodes that subscribe to
-// a changed secret have ACKed it.
+// A wave is switched, waits for the ACKs of the nodes that subscribe to a changed secret, is proven by handshakes, and watched; then the next
+// one follows. What is decided from what was seen is in decide.go, and pure; step.go makes the transitions; evidence.go is what it asks for.
 package rollout
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -20,27 +21,42 @@ import (
 // State is where a rollout, or a wave of it, is.
 type State string
 
-// The states. A wave is pending, moving, done or rolled back; the others are those of a rollout.
+// The states. A wave is pending, moving, verifying, watching, done or rolled back; a rollout has the others besides.
 const (
 	Pending    State = "pending"     // the wave's turn has not come
-	Waiting    State = "waiting"     // for a promotion, or until another change has left the wave's groups
+	Waiting    State = "waiting"     // for a promotion, a window, a node, or until another change has left the wave's groups
 	Moving     State = "moving"      // switched; waits for ACKs
-	Done       State = "done"        // every wave moved and ACKed
-	Superseded State = "superseded"  // a newer version of the same secret took over
-	RolledBack State = "rolled_back" // taken back by a NACK, a time-out or an operator
+	Verifying  State = "verifying"   // ACKed; waits for handshakes
+	Watching   State = "watching"    // proven; NACKs, handshakes and gates are watched for a while
+	Paused     State = "paused"      // by an operator
+	Done       State = "done"        // every wave is done
+	Superseded State = "superseded"  // a newer version of the same secret took over, or another rollout took the change with it
+	RolledBack State = "rolled_back" // taken back, by what was seen or by an operator
+	Aborted    State = "aborted"     // ended by an operator, and taken back
 )
 
+// States are those of rollouts under way.
+func States() []State { return []State{Waiting, Moving, Verifying, Watching, Paused} }
+
+// Results are the states in which rollouts end.
+func Results() []State { return []State{Done, Superseded, RolledBack, Aborted} }
+
 // Ended reports whether nothing will happen to a rollout in this state any more.
-func (s State) Ended() bool { return s == Done || s == Superseded || s == RolledBack }
+func (s State) Ended() bool { return slices.Contains(Results(), s) }
+
+// moved reports whether a wave in this state is switched, and not done yet.
+func (s State) moved() bool { return s == Moving || s == Verifying || s == Watching }
 
 // Kind says what a change does to a secret.
 type Kind string
 
 // The kinds of change.
 const (
-	Renewal Kind = "renewal" // another version of the same secret
-	Add     Kind = "add"     // a secret that the group did not have
-	Remove  Kind = "remove"  // a secret that left the configuration
+	Renewal   Kind = "renewal"   // another version of the same secret
+	Chain     Kind = "chain"     // likewise, of another root, issuer, key type or number of CA certificates
+	Add       Kind = "add"       // a secret that the group did not have
+	Remove    Kind = "remove"    // a secret that left the configuration
+	Emergency Kind = "emergency" // what is served ends soon: to all groups at once, without watch
 )
 
 // Change is one secret of a rollout. From is what the last wave served when the rollout began; a group's own history has what the
@@ -50,18 +66,35 @@ type Change struct {
 	From   secret.Version `json:"from"`
 	To     secret.Version `json:"to"`
 	Kind   Kind           `json:"kind"`
+	Left   string         `json:"left,omitempty"` // why it is not part of the rollout any more
 }
 
 // Rollout is a change carried through the groups in waves. Its JSON is what the store keeps and what `rollout status` prints.
 type Rollout struct {
-	ID      uint64    `json:"id"`
-	State   State     `json:"state"`
-	Reason  string    `json:"reason"`
-	Started time.Time `json:"started"`
-	Change  []Change  `json:"change"`
-	Wave    int       `json:"wave"` // index into Waves of the wave under way, or the next one
-	Waves   []Wave    `json:"waves"`
-	Log     []Event   `json:"log"`
+	ID       uint64    `json:"id"`
+	State    State     `json:"state"`
+	Reason   string    `json:"reason"`
+	Started  time.Time `json:"started"`
+	Finished time.Time `json:"finished,omitzero"`
+	Deadline time.Time `json:"deadline,omitzero"` // when the policy is overruled, because what is served ends soon; zero: never
+	Change   []Change  `json:"change"`
+	Wave     int       `json:"wave"` // index into Waves of the wave under way, or the next one
+	Waves    []Wave    `json:"waves"`
+	Log      []Event   `json:"log"`
+	Paused   bool      `json:"paused,omitempty"` // by an operator
+	Parked   bool      `json:"parked,omitempty"` // its wave has lost its slot by a pause, and has not got it back
+	Alone    bool      `json:"alone,omitempty"`  // tried again after a soft hold: it joins no train
+	Joined   uint64    `json:"joined,omitempty"` // the rollout that took the change with it
+	Unwind   *Unwind   `json:"unwind,omitempty"` // it is being taken back
+}
+
+// Unwind is a way back under way. It has many commits where there are many groups.
+type Unwind struct {
+	Secrets []string `json:"secrets"`
+	Groups  []string `json:"groups"` // still to be taken back
+	Reason  string   `json:"reason"`
+	By      string   `json:"by"`
+	End     State    `json:"end"` // of the rollout, where nothing of it is left
 }
 
 // Wave is a set of groups that are moved together.
@@ -74,10 +107,32 @@ type Wave struct {
 	Moved    []string  `json:"moved,omitempty"`    // groups that are switched
 	At       time.Time `json:"at,omitzero"`        // when the first group was switched
 	Members  []Member  `json:"members,omitempty"`  // while it moves: nodes that subscribed when their group was switched, or within node_grace before; up to maxMembers
-	Back     string    `json:"back,omitempty"`     // why its groups are taken back
-	Early    bool      `json:"early,omitempty"`    // switched so soon after a start that Members may lack nodes
 	Stalled  bool      `json:"stalled,omitempty"`  // every member went without an ACK; it holds no slot any more
 	Forced   bool      `json:"forced,omitempty"`   // an operator let it pass when it was stalled
+
+	Handshakes Handshakes   `json:"handshakes"`                // of the last look
+	Gates      []GateResult `json:"gates"`                     // of the last look
+	Since      time.Time    `json:"since,omitzero"`            // when its state began
+	Watch      float64      `json:"watch_seconds,omitempty"`   // how long it is watched
+	Watched    float64      `json:"watched_seconds,omitempty"` // how long it was watched before the server's start
+	Ends       time.Time    `json:"ends,omitzero"`             // when the watch ends, as far as one can know
+}
+
+// Handshakes counts those of the last look at a wave's groups.
+type Handshakes struct {
+	OK        int    `json:"ok"`
+	Failed    int    `json:"failed"`
+	LastError string `json:"last_error,omitempty"`
+}
+
+// GateResult is a gate's value at the last look, beside that before the wave.
+type GateResult struct {
+	Name   string   `json:"name"`
+	Value  *float64 `json:"value"` // nil: none was had
+	Before *float64 `json:"before"`
+	Max    *float64 `json:"max"` // the bound that holds, be it given or made from the value before; nil: none
+	OK     bool     `json:"ok"`
+	Error  string   `json:"error,omitempty"`
 }
 
 // maxMembers bounds the members of a wave, so that its rollout fits into one commit. The nodes beyond them are waited for while they
@@ -107,17 +162,60 @@ type Event struct {
 
 // log notes a transition; it becomes durable with the commit that makes it.
 func (r *Rollout) log(now time.Time, state State, reason, by string) {
+	if r.Paused && !state.Ended() {
+		state = Paused
+	}
 	r.State, r.Reason = state, reason
+	if state.Ended() {
+		r.Finished, r.Unwind = now.UTC(), nil
+	}
 	if n := len(r.Log); n > 0 && r.Log[n-1].State == state && r.Log[n-1].Reason == reason {
 		return
 	}
 	r.Log = append(r.Log, Event{At: now.UTC(), State: state, Reason: reason, By: by})
 }
 
+// live yields the changes that are still part of the rollout.
+func (r *Rollout) live() iter.Seq[Change] {
+	return func(yield func(Change) bool) {
+		for _, c := range r.Change {
+			if c.Left == "" && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// empty reports whether nothing is left of the rollout.
+func (r *Rollout) empty() bool {
+	for range r.live() {
+		return false
+	}
+	return true
+}
+
+// secrets names what is still part of the rollout.
+func (r *Rollout) secrets() []string {
+	var names []string
+	for c := range r.live() {
+		names = append(names, c.Secret)
+	}
+	return names
+}
+
+// leave takes a change out of the rollout.
+func (r *Rollout) leave(name, why string) {
+	for i := range r.Change {
+		if r.Change[i].Secret == name && r.Change[i].Left == "" {
+			r.Change[i].Left = why
+		}
+	}
+}
+
 // wants returns the versions that the rollout puts in place; an empty version is a removal.
 func (r *Rollout) wants() map[string]secret.Version {
 	m := make(map[string]secret.Version, len(r.Change))
-	for _, c := range r.Change {
+	for c := range r.live() {
 		m[c.Secret] = c.To
 	}
 	return m
@@ -125,7 +223,7 @@ func (r *Rollout) wants() map[string]secret.Version {
 
 // brings returns the version of the named secret that the rollout puts in place; false if it does not change the secret.
 func (r *Rollout) brings(name string) (secret.Version, bool) {
-	for _, c := range r.Change {
+	for c := range r.live() {
 		if c.Secret == name {
 			return c.To, true
 		}
@@ -141,13 +239,18 @@ func (r *Rollout) current() *Wave {
 	return &r.Waves[r.Wave]
 }
 
-// occupies returns the groups that no other change may move now. Additions hold no slot.
+// occupies returns the groups that no other change may move now. Additions, emergencies and what is paused hold no slot.
 func (r *Rollout) occupies() []string {
 	w := r.current()
-	if w == nil || r.State.Ended() || r.addition() || w.Stalled || (w.State != Moving && w.State != RolledBack) {
+	if w == nil || r.State.Ended() || r.addition() || r.emergency() || r.Paused || r.Parked || w.Stalled || !w.State.moved() {
 		return nil
 	}
 	return w.Groups
+}
+
+// emergency reports whether the rollout passes everything else: it waits for nothing, and is not watched.
+func (r *Rollout) emergency() bool {
+	return slices.ContainsFunc(r.Change, func(c Change) bool { return c.Kind == Emergency })
 }
 
 // addition reports whether the rollout only adds: it holds no slot, waits for no promotion, and is not undone.
@@ -172,22 +275,26 @@ func (r *Rollout) waveOf(group string) int {
 
 // describe is the reason that the snapshots of a rollout show.
 func (r *Rollout) describe() string {
-	parts := make([]string, 0, len(r.Change))
-	for _, c := range r.Change {
+	var parts []string
+	for c := range r.live() {
 		parts = append(parts, fmt.Sprintf("%s of %s", c.Kind, c.Secret))
 	}
-	return fmt.Sprintf("rollout %d: %s", r.ID, strings.Join(parts, ", "))
+	return fmt.Sprintf("rollout %d: %s", r.ID, some(parts))
 }
 
 // clone copies what a transition may write to, so that a commit that fails leaves the controller's own copy as it was. Members are
 // shared: they are replaced, never written to.
 func (r *Rollout) clone() *Rollout {
 	c := *r
+	c.Change = slices.Clone(r.Change)
 	c.Waves = slices.Clone(r.Waves)
 	for i := range c.Waves {
 		c.Waves[i].Moved = slices.Clone(c.Waves[i].Moved)
 	}
 	c.Log = slices.Clone(r.Log)
+	if r.Unwind != nil {
+		c.Unwind = new(*r.Unwind)
+	}
 	return &c
 }
 
@@ -196,9 +303,9 @@ type HoldKind string
 
 // The kinds of hold (DESIGN 3).
 const (
-	Hard   HoldKind = "hard"   // a NACK named it the culprit
-	Soft   HoldKind = "soft"   // its wave timed out; tried again after a while
-	Manual HoldKind = "manual" // an operator took it back
+	Hard   HoldKind = "hard"   // a NACK or a handshake named it the culprit
+	Soft   HoldKind = "soft"   // its wave failed without a culprit; tried again after a while
+	Manual HoldKind = "manual" // an operator held it, or took it back
 )
 
 // weight orders the kinds: a hold is never replaced by a weaker one.
@@ -211,13 +318,19 @@ type Hold struct {
 	Kind    HoldKind       `json:"kind"`
 	Reason  string         `json:"reason"`
 	Since   time.Time      `json:"since"`
+	// Handshake is whether a handshake showed it: it is overruled only once what is served has expired.
+	Handshake bool `json:"handshake,omitempty"`
+	// NotAfter is when the version ends; zero: never, or not known.
+	NotAfter time.Time `json:"not_after,omitzero"`
+	// Deadline is when it is overruled, because what is served ends soon; zero: never.
+	Deadline time.Time `json:"deadline,omitzero"`
 }
 
-// some names the groups of a wave for a reason: the first few of many.
-func some(groups []string) string {
+// some names groups or secrets for a reason: the first few of many.
+func some(names []string) string {
 	const shown = 5
-	if len(groups) <= shown {
-		return strings.Join(groups, ", ")
+	if len(names) <= shown {
+		return strings.Join(names, ", ")
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(groups[:shown], ", "), len(groups)-shown)
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:shown], ", "), len(names)-shown)
 }

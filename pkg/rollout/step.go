@@ -29,8 +29,16 @@ func (c *Controller) step(ctx context.Context) (time.Time, error) {
 	if err := c.retrySoftHolds(ctx); err != nil {
 		faults = append(faults, err)
 	}
+	back, err := c.lookBack(ctx)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	if err := c.rescueAll(ctx); err != nil {
+		faults = append(faults, err)
+	}
 	next, err := c.carryAll(ctx)
-	return sooner(next, c.nextRetry()), errors.Join(append(faults, err)...)
+	next = sooner(sooner(next, back), sooner(c.nextRetry(), c.nextDeadline()))
+	return next, errors.Join(append(faults, err)...)
 }
 
 // carryAll carries on the rollouts under way, oldest first. One that cannot go on delays no other.
@@ -107,76 +115,155 @@ func changed(before, after *Rollout) bool {
 func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error) {
 	w := r.current()
 	switch {
+	case r.State.Ended():
+		return time.Time{}, nil
+	case r.Unwind != nil:
+		return time.Time{}, t.unwind(ctx, r)
 	case w == nil:
 		r.log(t.now, Done, "every wave is done", "")
 		return time.Time{}, nil
+	case r.Paused || r.Parked && t.occupied(r, w):
+		return t.lookPaused(ctx, r, w)
 	case w.State == Pending:
 		return t.enter(ctx, r, w)
-	case w.State == RolledBack:
-		return time.Time{}, t.takeBack(ctx, r, w, w.Back)
 	case w.State == Moving && len(w.Moved) < len(w.Groups):
 		return time.Time{}, t.move(ctx, r, w)
-	case w.State == Moving:
+	case w.State.moved():
+		if r.Parked {
+			r.Parked = false
+			r.log(t.now, w.State, fmt.Sprintf("wave %d (%s) goes on", r.Wave+1, some(w.Groups)), "")
+		}
 		return t.assess(ctx, r, w)
-	default: // its ACKs are in
+	default: // it is done
 		r.Wave++
 		return t.advance(ctx, r)
 	}
 }
 
-// enter switches a wave's groups, unless an earlier group has refused or not ACKed the version, or the wave waits for a promotion or for
-// another change.
+// enter switches a wave's groups, unless an earlier group has refused or not ACKed the version, or the wave waits for something.
 func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
-	for _, c := range r.Change {
-		if h, held := t.held(c.Secret, c.To); held { // by a node of another rollout, or by an operator
-			r.log(t.now, RolledBack, fmt.Sprintf("%s version %s is held (%s): %s", c.Secret, c.To.Short(), h.Kind, h.Reason), "")
-			return time.Time{}, nil
-		}
+	if r.emergency() {
+		return time.Time{}, t.move(ctx, r, w)
+	}
+	if t.dropHeld(r); r.State.Ended() {
+		return time.Time{}, nil
 	}
 	e := t.askEarlier(r, w)
 	if e.nack != nil {
 		t.hold(e.nack.Secret, e.nack.Version, Hard, e.reason)
-		return time.Time{}, t.giveUp(ctx, r, e)
+		return time.Time{}, t.giveUp(ctx, r, e.group, []string{e.nack.Secret}, e.reason)
 	}
 	if wait, reason := t.wantsPromotion(r, w); wait {
 		r.log(t.now, Waiting, reason, "")
+		return t.graceEnds(r, w), nil
+	}
+	if e.late {
+		t.holdAll(r, Soft, e.reason)
+		return time.Time{}, t.giveUp(ctx, r, e.group, r.secrets(), e.reason)
+	}
+	if reason, recheck := t.mustWait(r, w, e); reason != "" {
+		delete(t.c.asked, r.ID)
+		r.log(t.now, Waiting, reason, "")
+		return recheck, nil
+	}
+	if reason, recheck, failed := t.before(r, w); failed {
+		t.holdAll(r, Soft, reason)
+		r.log(t.now, RolledBack, reason, "")
 		return time.Time{}, nil
+	} else if reason != "" {
+		r.log(t.now, Waiting, reason, "")
+		return recheck, nil
+	}
+	t.couple(r, w)
+	return time.Time{}, t.move(ctx, r, w)
+}
+
+// dropHeld takes what is held out of a rollout: by a node of another rollout, or by an operator.
+func (t *transaction) dropHeld(r *Rollout) {
+	why := ""
+	for c := range r.live() {
+		if h, held := t.held(c.Secret, c.To); held {
+			why = fmt.Sprintf("%s version %s is held (%s): %s", c.Secret, c.To.Short(), h.Kind, h.Reason)
+			r.leave(c.Secret, why)
+		}
 	}
 	switch {
-	case e.late:
-		for _, c := range r.Change {
-			t.hold(c.Secret, c.To, Soft, e.reason)
-		}
-		return time.Time{}, t.giveUp(ctx, r, e)
-	case e.reason != "":
-		r.log(t.now, Waiting, e.reason, "")
-		return e.recheck, nil
-	case r.removal() && t.now.Before(t.c.settled) && !t.firstWave(w):
-		r.log(t.now, Waiting, "until the nodes had the time to come back after the start", "")
-		return t.c.settled, nil
-	case t.occupied(r, w):
-		r.log(t.now, Waiting, "until another change has left "+some(w.Groups), "")
-		return time.Time{}, nil
+	case r.empty():
+		r.log(t.now, RolledBack, why, "")
+	case why != "":
+		r.log(t.now, r.State, why+"; the rest goes on", "")
 	}
-	return time.Time{}, t.move(ctx, r, w)
+}
+
+// mustWait says why a wave does not begin yet; empty if nothing keeps it.
+func (t *transaction) mustWait(r *Rollout, w *Wave, e earlier) (reason string, recheck time.Time) {
+	switch {
+	case e.reason != "":
+		return e.reason, e.recheck
+	case t.occupied(r, w):
+		return "until another change has left " + some(w.Groups), time.Time{}
+	}
+	if r.addition() {
+		return "", time.Time{}
+	}
+	if t.policy.Calendar != nil {
+		if open, why, until := t.policy.Calendar.Open(t.now); !open {
+			return why, until
+		}
+	}
+	return t.wantsNode(r, w), time.Time{}
+}
+
+// wantsNode says which group has no node that subscribes to what changes, where such a node is waited for.
+func (t *transaction) wantsNode(r *Rollout, w *Wave) string {
+	if !t.policy.EmptyWait || w.Promoted || r.removal() || !t.needsMove(r, w) {
+		return ""
+	}
+	for g, nodes := range t.c.progress(r, w) {
+		if !slices.ContainsFunc(nodes, t.counts) {
+			return fmt.Sprintf("for a node of %s that subscribes to %s (empty_group is wait)", g, some(r.secrets()))
+		}
+	}
+	return ""
+}
+
+// counts reports whether a node is connected, or was a moment ago.
+func (t *transaction) counts(n NodeProgress) bool {
+	return n.Connected || t.now.Before(n.LastSeen.Add(t.policy.NodeGrace))
+}
+
+// graceEnds returns when the next absent node leaves the count that keeps a removal waiting; zero: never.
+func (t *transaction) graceEnds(r *Rollout, w *Wave) time.Time {
+	var next time.Time
+	if !r.removal() {
+		return next
+	}
+	for _, nodes := range t.c.progress(r, w) {
+		for _, n := range nodes {
+			if !n.Connected && t.counts(n) {
+				next = sooner(next, n.LastSeen.Add(t.policy.NodeGrace))
+			}
+		}
+	}
+	return next
 }
 
 // firstWave reports whether the wave may move without a promotion, whatever the policy.
 func (t *transaction) firstWave(w *Wave) bool { return slices.ContainsFunc(w.Groups, t.policy.first) }
 
 // wantsPromotion reports whether a wave waits for an operator, and why: where the policy is manual, and where nodes would lose a name
-// that they subscribe to.
+// that they subscribe to, and nobody watches.
 func (t *transaction) wantsPromotion(r *Rollout, w *Wave) (bool, string) {
 	if w.Promoted || r.addition() || t.firstWave(w) || !t.needsMove(r, w) {
 		return false, ""
 	}
 	reason := "for a promotion of " + some(w.Groups)
-	if !r.removal() {
+	if !r.removal() || t.policy.Watch > 0 {
 		return t.policy.Manual, reason
 	}
 	for _, nodes := range t.c.progress(r, w) {
-		if slices.ContainsFunc(nodes, func(n NodeProgress) bool { return n.Connected }) {
-			return true, reason + ": nodes there subscribe to what is removed"
+		if slices.ContainsFunc(nodes, t.counts) {
+			return true, reason + ": nodes there subscribe to what is removed, and rollout.watch is 0"
 		}
 	}
 	return t.policy.Manual, reason
@@ -185,16 +272,18 @@ func (t *transaction) wantsPromotion(r *Rollout, w *Wave) (bool, string) {
 // needsMove reports whether a group of the wave is not at the wanted versions yet.
 func (t *transaction) needsMove(r *Rollout, w *Wave) bool {
 	return slices.ContainsFunc(w.Groups, func(g string) bool {
-		return slices.ContainsFunc(r.Change, func(c Change) bool {
-			have, _ := t.has(g, c.Secret)
-			return have != c.To
-		})
+		for c := range r.live() {
+			if have, _ := t.has(g, c.Secret); have != c.To {
+				return true
+			}
+		}
+		return false
 	})
 }
 
-// occupied reports whether another rollout is moving a group of the wave. Additions hold no slot.
+// occupied reports whether another rollout is moving a group of the wave. Additions and emergencies need no slot.
 func (t *transaction) occupied(r *Rollout, w *Wave) bool {
-	if r.addition() {
+	if r.addition() || r.emergency() {
 		return false
 	}
 	for id, other := range t.rollouts {
@@ -230,7 +319,7 @@ func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
 		return nil // the commit is full; the next one begins
 	}
 	if w.State != Moving {
-		w.State, w.At, w.Early = Moving, t.now, t.now.Before(t.c.settled)
+		w.State, w.At, w.Since = Moving, t.now, t.now
 		w.Snapshot = t.Target(w.Groups[0]).Number
 	}
 	r.log(t.now, Moving, fmt.Sprintf("wave %d (%s) was switched", r.Wave+1, some(w.Groups)), "")
@@ -246,7 +335,7 @@ func (t *transaction) muster(r *Rollout, w *Wave, group string) {
 	members := slices.Clone(w.Members)
 	for _, n := range t.c.fleet.Progress(group, r.wants()) {
 		key := memberKey(group, n.Identity, n.Node)
-		if known[key] || !n.Connected && !t.now.Before(n.LastSeen.Add(t.policy.NodeGrace)) {
+		if known[key] || !t.counts(n) {
 			continue
 		}
 		w.Nodes.Expected++
@@ -255,71 +344,4 @@ func (t *transaction) muster(r *Rollout, w *Wave, group string) {
 		}
 	}
 	w.Members = members
-}
-
-// musterAgain completes the members of a wave that was switched before the nodes had the time to come back.
-func (t *transaction) musterAgain(r *Rollout, w *Wave) {
-	if !w.Early || t.now.Before(t.c.settled) {
-		return
-	}
-	w.Early, t.touched = false, true
-	for _, g := range w.Groups {
-		t.muster(r, w, g)
-	}
-}
-
-// assess ends a moving wave when its nodes have answered.
-func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
-	unsent := t.c.unsent[r.ID]
-	if unsent == nil {
-		unsent = map[string]time.Time{}
-		t.c.unsent[r.ID] = unsent
-	}
-	t.musterAgain(r, w)
-	v := jury{policy: t.policy, now: t.now, unsent: unsent}.judge(*w, t.c.progress(r, w))
-	w.Nodes = v.nodes
-	switch {
-	case v.nack != nil:
-		reason := fmt.Sprintf("%s refused %s version %s: %s", v.nackBy, v.nack.Secret, v.nack.Version.Short(), v.nack.Message)
-		t.hold(v.nack.Secret, v.nack.Version, Hard, reason)
-		return time.Time{}, t.takeBack(ctx, r, w, reason)
-	case v.late != "":
-		reason := fmt.Sprintf("%s did not answer within %s", v.late, t.policy.AckTimeout)
-		for _, c := range r.Change {
-			t.hold(c.Secret, c.To, Soft, reason)
-		}
-		return time.Time{}, t.takeBack(ctx, r, w, reason)
-	case w.Forced:
-		return t.pass(ctx, r, w)
-	case !v.passed():
-	case t.unsettled(r, w, &v):
-		v.wakeAt(t.c.settled)
-	case len(w.Members) > 0 && v.nodes.Acked == 0 && !r.addition() && !r.removal():
-		t.stall(r, w)
-	default:
-		return t.pass(ctx, r, w)
-	}
-	if v.changed {
-		w.Members, t.touched = v.members, true
-	}
-	return v.recheck, nil
-}
-
-// pass ends a moving wave; the next one moves in the same commit.
-func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave) (time.Time, error) {
-	delete(t.c.unsent, r.ID)
-	w.State, w.Members, w.Early, w.Stalled = Done, nil, false, false
-	return t.advance(ctx, r)
-}
-
-// unsettled reports whether nodes may still be on their way back after a start: some are missing, or it is not known which there are.
-func (t *transaction) unsettled(r *Rollout, w *Wave, v *verdict) bool {
-	return t.now.Before(t.c.settled) && !r.addition() && (w.Early || len(w.Members) == 0 || v.nodes.Acked < len(w.Members))
-}
-
-// stall says that a wave goes on only when a node ACKs, or an operator says so: every member went without a word. It lets other changes
-// move its groups meanwhile.
-func (t *transaction) stall(r *Rollout, w *Wave) {
-	w.Stalled = true
-	r.log(t.now, Moving, fmt.Sprintf("no node of %s has ACKed, and none is there: it goes on when one does, or when the group is promoted", some(w.Groups)), "")
 }

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,44 +13,65 @@ import (
 	"github.com/sds-server/sds-server/pkg/secret"
 )
 
-// takeBack moves the wave's groups back to what each of them left, as many as fit into this commit. An addition stays: nothing was
-// served under its name before.
-func (t *transaction) takeBack(ctx context.Context, r *Rollout, w *Wave, reason string) error {
-	w.Members, w.Back = nil, reason
+// takeBack takes secrets of a rollout back from the groups of its wave; the rest of it goes on. An addition stays: nothing was served under its
+// name before.
+func (t *transaction) takeBack(ctx context.Context, r *Rollout, w *Wave, secrets []string, reason string) error {
 	if r.addition() {
-		w.State = Done
+		w.Members, w.State = nil, Done
 		r.log(t.now, Done, "added, but "+reason, "")
 		return nil
 	}
-	w.State = RolledBack
-	for len(w.Moved) > 0 {
-		if t.Full() {
-			r.log(t.now, Moving, "taking back: "+reason, "")
+	return t.begins(ctx, r, Unwind{Secrets: secrets, Groups: slices.Clone(w.Moved), Reason: reason, End: RolledBack})
+}
+
+// begins starts a way back.
+func (t *transaction) begins(ctx context.Context, r *Rollout, u Unwind) error {
+	for _, name := range u.Secrets {
+		r.leave(name, "taken back: "+u.Reason)
+	}
+	r.Unwind = &u
+	return t.unwind(ctx, r)
+}
+
+// unwind moves groups back to what each of them left, as many as fit into this commit. What is not taken back goes on then.
+func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
+	u := r.Unwind
+	for len(u.Groups) > 0 {
+		if t.touched = true; t.Full() {
+			r.log(t.now, r.State, "taking back: "+u.Reason, u.By)
 			return nil
 		}
-		last := len(w.Moved) - 1
-		stays, err := t.undo(ctx, w.Moved[last], r, reason)
+		last := len(u.Groups) - 1
+		stays, err := t.undo(ctx, u.Groups[last], r, u.Secrets, u.Reason)
 		if err != nil {
 			return err
 		}
-		if stays != "" && !strings.HasSuffix(w.Back, stays) {
-			w.Back += stays
+		if stays != "" && !strings.HasSuffix(u.Reason, stays) {
+			u.Reason += stays
 		}
-		w.Moved = w.Moved[:last]
+		u.Groups = u.Groups[:last]
 	}
-	r.log(t.now, RolledBack, w.Back, "")
+	r.Unwind = nil
+	if !r.empty() {
+		r.log(t.now, r.State, u.Reason+"; the rest goes on", u.By)
+		return nil
+	}
+	if w := r.current(); w != nil && w.State.moved() {
+		w.State, w.Members = RolledBack, nil
+	}
+	r.log(t.now, u.End, u.Reason, u.By)
 	return nil
 }
 
 // undo takes a group back from what the rollout brings to what its history has before; see fallback. What it cannot take back stays,
 // and the returned text says so: the new version, which other nodes may serve well, is better than an expired or a refused one.
-func (t *transaction) undo(ctx context.Context, group string, r *Rollout, reason string) (stays string, err error) {
+func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secrets []string, reason string) (stays string, err error) {
 	moves := t.c.cache.Moves(group)
 	back := map[string]secret.Version{}
 	why := cache.Why{Reason: "taken back: " + reason, Rollout: r.ID, Direction: cache.Beside}
 	for _, c := range r.Change {
-		if have, _ := t.has(group, c.Secret); have != c.To {
-			continue // it is something else by now
+		if have, _ := t.has(group, c.Secret); have != c.To || !slices.Contains(secrets, c.Secret) {
+			continue // it is something else by now, or goes on
 		}
 		to, by, ok, err := t.fallback(ctx, group, moves, c)
 		switch {
@@ -58,7 +80,7 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, reason
 		case !ok:
 			stays += fmt.Sprintf("; %s of %s stays: there is no earlier version that may be served", c.Secret, group)
 			continue
-		case by == len(moves)-1 && moves[by].Rollout == r.ID: // else an operator's move, say, that can still be taken back
+		case by == len(moves)-1 && moves[by].Rollout == r.ID && r.empty(): // else an operator's move, say, that can still be taken back
 			why.Direction, why.Keep = cache.Back, by
 		}
 		back[c.Secret] = to
@@ -84,7 +106,7 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 			break
 		}
 		var sure bool
-		if sure, err = t.confirmed(ctx, group, moves, before); err != nil {
+		if sure, err = t.confirmed(ctx, group, c.Secret, moves, before); err != nil {
 			break
 		}
 		if fit && sure {
@@ -127,7 +149,7 @@ func (t *transaction) usable(ctx context.Context, name string, v secret.Version)
 }
 
 // confirmed reports whether a move was carried through: its rollout's wave ended with ACKs. A move of an operator, or none at all, is.
-func (t *transaction) confirmed(ctx context.Context, group string, moves []cache.Move, i int) (bool, error) {
+func (t *transaction) confirmed(ctx context.Context, group, name string, moves []cache.Move, i int) (bool, error) {
 	if i < 0 || moves[i].Rollout == 0 {
 		return true, nil
 	}
@@ -139,7 +161,8 @@ func (t *transaction) confirmed(ctx context.Context, group string, moves []cache
 		return false, err
 	}
 	w := r.waveOf(group)
-	return w < 0 || r.Waves[w].State == Done, nil
+	left := slices.ContainsFunc(r.Change, func(c Change) bool { return c.Secret == name && c.Left != "" })
+	return w < 0 || r.Waves[w].State == Done && !left, nil
 }
 
 // retrySoftHolds gives the secrets whose soft hold has ended a rollout of their own again, unless a newer version has taken over.
@@ -154,7 +177,7 @@ func (c *Controller) retrySoftHolds(ctx context.Context) error {
 		t.release(h.Secret, h.Version)
 		versions, err := t.stored(ctx, h.Secret)
 		if err == nil {
-			err = t.heal(ctx, versions, "tried again after "+policy.RetryAfter.String(), "")
+			err = t.heal(ctx, versions, intent{reason: "tried again after " + policy.RetryAfter.String(), alone: true})
 		}
 		if err == nil {
 			err = t.commit(ctx)
@@ -188,5 +211,8 @@ func (c *Controller) softHolds() []Hold {
 			soft = append(soft, h)
 		}
 	}
+	slices.SortFunc(soft, func(a, b Hold) int { // what expires first goes first
+		return cmp.Or(a.NotAfter.Compare(b.NotAfter), strings.Compare(a.Secret, b.Secret))
+	})
 	return soft
 }

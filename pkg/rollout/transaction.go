@@ -79,6 +79,9 @@ func (t *transaction) stored(ctx context.Context, name string) ([]cache.Meta, er
 	if known, ok := t.versions[name]; ok {
 		return known, nil
 	}
+	if put, ok := t.Versions(name); ok {
+		return put, nil
+	}
 	versions, err := t.c.cache.Versions(ctx, name)
 	if err == nil {
 		t.versions[name] = versions
@@ -101,15 +104,31 @@ func (t *transaction) held(name string, version secret.Version) (Hold, bool) {
 	return h, ok
 }
 
-// hold keeps a version back. A hold is not weakened by a later one.
+// hold keeps a version back.
 func (t *transaction) hold(name string, version secret.Version, kind HoldKind, reason string) {
-	if version == "" {
+	t.put(Hold{Secret: name, Version: version, Kind: kind, Reason: reason})
+}
+
+// holdAll keeps back everything that a rollout brings.
+func (t *transaction) holdAll(r *Rollout, kind HoldKind, reason string) {
+	for c := range r.live() {
+		t.hold(c.Secret, c.To, kind, reason)
+	}
+}
+
+// put keeps a version back. A hold is not weakened by a later one.
+func (t *transaction) put(h Hold) {
+	if h.Version == "" {
 		return
 	}
-	if h, ok := t.held(name, version); ok && h.Kind.weight() >= kind.weight() {
+	if have, ok := t.held(h.Secret, h.Version); ok && have.Kind.weight() >= h.Kind.weight() {
 		return
 	}
-	t.holds[holdID{name, version}] = &Hold{Secret: name, Version: version, Kind: kind, Reason: reason, Since: t.now}
+	h.Since = t.now
+	if m, ok := t.Meta(h.Secret, h.Version); ok {
+		h.NotAfter = m.NotAfter
+	}
+	t.holds[holdID{h.Secret, h.Version}] = &h
 }
 
 // release ends the hold on a version, if there is one.
@@ -206,6 +225,7 @@ func (t *transaction) records() ([]record, error) {
 	for id, h := range t.holds {
 		r := record{operation: store.Delete(store.Key(holdPrefix, id.secret, string(id.version))), id: id, hold: h}
 		if h != nil {
+			h.Deadline = t.overruled(*h)
 			b, err := json.Marshal(h)
 			if err != nil {
 				return nil, fmt.Errorf("encode hold: %w", err)
@@ -246,6 +266,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 	c := t.c
 	c.mu.Lock()
 	c.last = t.last
+	recorded := t.recorded(records)
 	for _, r := range records {
 		switch {
 		case r.rollout != nil:
@@ -253,7 +274,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 			if r.rollout.State.Ended() {
 				c.ended[r.rollout.State]++
 				c.remember(r.rollout)
-				delete(c.unsent, r.rollout.ID)
+				c.over(r.rollout.ID)
 			}
 		case r.hold == nil:
 			delete(c.holds, r.id)
@@ -262,6 +283,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 		}
 	}
 	c.mu.Unlock()
+	c.tell(ctx, recorded)
 	for _, r := range records {
 		switch {
 		case r.rollout != nil:
@@ -269,5 +291,15 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 		case r.hold != nil:
 			c.slog.WarnContext(ctx, "version held", "secret", r.id.secret, "version", r.id.version.Short(), "kind", r.hold.Kind, "reason", r.hold.Reason)
 		}
+	}
+}
+
+// over forgets what was seen of a rollout that has ended. The caller holds mu.
+func (c *Controller) over(id uint64) {
+	delete(c.unsent, id)
+	delete(c.watches, id)
+	delete(c.asked, id)
+	if c.hook != nil {
+		c.hook.Forget(id)
 	}
 }

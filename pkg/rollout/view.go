@@ -51,17 +51,22 @@ func parse(e store.Entry) (*Rollout, error) {
 	return &r, nil
 }
 
-// Active returns the rollouts that have not ended, oldest first. The nodes of a moving wave are counted as they are now.
+// Active returns the rollouts that have not ended, oldest first. The nodes of a wave under way are counted as they are
+// now; handshakes and gates are those of the last look.
 func (c *Controller) Active() []*Rollout {
 	c.mu.Lock()
 	policy := c.policy
 	all := make([]*Rollout, 0, len(c.active))
 	for _, id := range slices.Sorted(maps.Keys(c.active)) {
-		all = append(all, c.active[id].clone())
+		r := c.active[id].clone()
+		if s, ok := c.sights[id]; ok && r.current() != nil && s.wave == r.Wave {
+			s.dress(policy, r.current())
+		}
+		all = append(all, r)
 	}
 	c.mu.Unlock()
 	for _, r := range all {
-		if w := r.current(); w != nil && w.State == Moving {
+		if w := r.current(); w != nil && w.State.moved() {
 			w.Nodes = jury{policy: policy, now: time.Now()}.judge(*w, c.progress(r, w)).nodes
 		}
 	}

@@ -228,7 +228,7 @@ func TestSupersededRolloutFreesItsSlot(t *testing.T) {
 	r.accept("a")
 	r.settle()
 	r.want("b", r.all(b2))
-	r.wantStates("1 done", "2 done", "3 superseded", "4 done", "5 done")
+	r.wantStates("1 done", "2 done", "3 superseded", "4 superseded", "5 done") // 4 goes with 5
 }
 
 func TestWaveOfMoreGroupsThanOneCommitTakes(t *testing.T) {
@@ -387,4 +387,24 @@ type lister struct {
 func (l *lister) List(ctx context.Context, prefix string) ([]store.Entry, int64, error) {
 	l.prefixes = append(l.prefixes, prefix)
 	return l.Store.List(ctx, prefix)
+}
+
+func TestNewSecretThatTakesNamesFromAnotherGoesByWaves(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "production"))
+	c := r.node("c1", "canary", "new")
+	r.node("p1", "production", "new")
+	r.fleet.displaced = "canary"
+	c.refuses = func(string, secret.Version) bool { return true }
+	v1 := r.serve("new")
+	r.want("new", versions{"canary": "", "production": v1}) // production loses nothing by it
+	if r.held("new", v1) != Hard {
+		t.Errorf("held %q, want hard", r.held("new", v1))
+	}
+	r.fleet.displaced = "production"
+	c.refuses = nil
+	v2 := r.serve("other")
+	r.want("other", r.all(v2)) // canary gets it at once, then production
+	if got := r.get(r.c.last); got.Change[0].Kind != Chain || got.Waves[0].Groups[0] != "canary" {
+		t.Errorf("got %+v, want production to wait for canary's nodes", got)
+	}
 }

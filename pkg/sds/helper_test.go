@@ -174,6 +174,7 @@ type fleet struct {
 	store    *disk
 	limits   Limits
 	groups   []Group
+	pushes   Pushes
 	stopRun  func()
 }
 
@@ -241,7 +242,7 @@ func (f *fleet) start(t testing.TB) {
 	f.registry = prometheus.NewRegistry()
 	log := slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.Server, err = New(t.Context(), Options{
-		Cache: f.cache, Policy: NewPolicy(f.groups), Limits: f.limits, Replica: "replica-1", Log: log, Registerer: f.registry, Store: f.store,
+		Cache: f.cache, Policy: NewPolicy(f.groups), Limits: f.limits, Replica: "replica-1", Log: log, Registerer: f.registry, Store: f.store, Pushes: f.pushes,
 		OnChange: func(string) { f.changes.Add(1) },
 	})
 	if err != nil {
@@ -278,7 +279,8 @@ func (f *fleet) restart(t testing.TB) {
 // disk is a store of which the commits can be made to fail.
 type disk struct {
 	store.Store
-	broken atomic.Bool
+	broken  atomic.Bool
+	commits atomic.Int64
 }
 
 var errBroken = errors.New("disk is broken")
@@ -288,6 +290,7 @@ func (d *disk) Commit(ctx context.Context, conditions []store.Condition, operati
 	if d.broken.Load() {
 		return 0, errBroken
 	}
+	d.commits.Add(1)
 	return d.Store.Commit(ctx, conditions, operations)
 }
 

@@ -37,8 +37,8 @@ func TestNackedBytesAreNotSentAgainAfterARestart(t *testing.T) {
 		e.silent()
 		f.restart(t)
 
-		if n := f.node(t, "edge-1"); n.State != Offline || len(n.Secrets) != 1 || n.Secrets[0].Nacked == nil || n.Protocol != protocol {
-			t.Errorf("before it is back: %+v, want it OFFLINE with its NACK", n)
+		if n := f.node(t, "edge-1"); n.State != Offline || len(n.Secrets) != 2 || n.Secrets[0].Nacked == nil || n.Secrets[1].Nacked != nil || n.Protocol != protocol {
+			t.Errorf("before it is back: %+v, want it OFFLINE with its names and its NACK", n)
 		}
 		again := f.envoy(t, protocol, "edge-1")
 		again.reconnected(nil, "a", "b")

@@ -24,8 +24,9 @@ const (
 //
 // Lock order: ledger.mu, then node.mu. A stream holds its node, so that an acknowledgement takes the node's lock only.
 type ledger struct {
-	perIdentity int         // node ids of one identity
-	changed     changedFunc // what is to be stored of a node
+	perIdentity int                                     // node ids of one identity
+	changed     changedFunc                             // what is to be stored of a node
+	marked      func(node nodeKey, delay time.Duration) // what is to be stored of where a node is; called with locks held
 
 	mu         sync.Mutex
 	nodes      map[nodeKey]*node             // guarded by mu
@@ -43,17 +44,25 @@ type roster struct {
 	asked       cache.Hosts                   // the subscribed names
 	offline     *list.List                    // of *node, the one that left first in front
 	refused     map[*node]struct{}            // those that unsubscribed from a name under which they rejected another secret
+	listing     *listing                      // what the store says
+	past        *pastNames
+	moved       map[*node]struct{} // that went from here to the group where they are now
 }
 
 // node is one Envoy.
 type node struct {
 	key     nodeKey
 	changed changedFunc
+	marked  func(node nodeKey, delay time.Duration)
 
 	// Guarded by ledger.mu.
 	streams int
 	group   string
 	parked  *list.Element // in roster.offline; nil while connected
+	before  *roster       // in which moved has it; nil for none
+
+	// Written under ledger.mu and mu, read under either.
+	stored *nameSet // the secrets that it has by the store; nil for none
 
 	mu        sync.Mutex
 	transport Transport          // guarded by mu
@@ -65,6 +74,16 @@ type node struct {
 	refusing  map[string]*record // guarded by mu; those of records that rejected another secret than that of their name
 	aliases   *list.List         // guarded by mu; of *alias, the one that was asked for the longest time ago in front
 	left      []leaver           // guarded by mu; oldest first
+
+	awaited   bool                // guarded by mu; it may come back to the stored secrets: while it is offline, or until
+	until     time.Time           // guarded by mu
+	dismissed bool                // guarded by mu; the last stream ended because this server stops
+	past      map[string]struct{} // guarded by mu; secrets that it had under other names, or unsubscribed from
+	pastIn    *pastNames          // guarded by mu; that of its group
+	judged    *Policy             // guarded by mu; by which barred is
+	barred    bool                // guarded by mu; the identity has no right to the group any more
+
+	covering map[string]secret.Version // guarded by mu; the version that was recorded last of each secret that was sent under another name (see gate)
 }
 
 // leaver is a name whose last stream ended.
@@ -83,6 +102,7 @@ type record struct {
 	ackedAt    int64
 	good       *cache.Resource // the bytes that were acknowledged last
 	nacks      []NACK          // oldest first
+	pushed     secret.Version  // that was recorded last (see gate); empty: none
 	covering   string          // the secret of which sent and acked are versions, where that is not the one of this name
 	alias      *alias          // nil unless the node is given that secret now
 	evicted    bool            // made room for other aliases, and was not asked for since
@@ -90,7 +110,8 @@ type record struct {
 
 func newLedger(perIdentity int) *ledger {
 	return &ledger{
-		perIdentity: perIdentity, changed: func(nodeKey, string) {}, nodes: map[nodeKey]*node{}, groups: map[string]*roster{}, identities: map[string]map[*node]struct{}{},
+		perIdentity: perIdentity, changed: func(nodeKey, string) {}, marked: func(nodeKey, time.Duration) {}, nodes: map[nodeKey]*node{}, groups: map[string]*roster{},
+		identities: map[string]map[*node]struct{}{},
 	}
 }
 
@@ -98,7 +119,10 @@ func newLedger(perIdentity int) *ledger {
 func (l *ledger) roster(group string) *roster {
 	r := l.groups[group]
 	if r == nil {
-		r = &roster{nodes: map[*node]struct{}{}, subscribers: map[string]map[*node]struct{}{}, offline: list.New(), refused: map[*node]struct{}{}}
+		r = &roster{
+			nodes: map[*node]struct{}{}, subscribers: map[string]map[*node]struct{}{}, offline: list.New(), refused: map[*node]struct{}{},
+			listing: newListing(), past: newPastNames(), moved: map[*node]struct{}{},
+		}
 		l.groups[group] = r
 	}
 	return r
@@ -129,6 +153,8 @@ func (l *ledger) connect(key nodeKey, group string, transport Transport, protoco
 	if !n.connected {
 		n.connected, n.since = true, now
 		l.settle(n) // what it had before it went away counts only if it subscribes again
+		n.awaited, n.until, n.dismissed = n.stored != nil, now.Add(leaveGrace), false
+		n.marked(n.key, comeDelay)
 	}
 	return n, nil
 }
@@ -142,7 +168,7 @@ func (n *node) noteAddress(address netip.Addr) {
 
 // add makes a node that is in no group yet. The caller holds mu.
 func (l *ledger) add(key nodeKey) *node {
-	n := &node{key: key, changed: l.changed, records: map[string]*record{}, refusing: map[string]*record{}, aliases: list.New()}
+	n := &node{key: key, changed: l.changed, marked: l.marked, past: map[string]struct{}{}, records: map[string]*record{}, refusing: map[string]*record{}, aliases: list.New()}
 	l.nodes[key] = n
 	if l.identities[key.identity] == nil {
 		l.identities[key.identity] = map[*node]struct{}{}
@@ -175,6 +201,7 @@ func (l *ledger) regroup(n *node, group string) {
 		}
 	}
 	next := l.roster(group)
+	n.transfer(old, next)
 	next.nodes[n] = struct{}{}
 	if len(n.refusing) > 0 {
 		next.refused[n] = struct{}{}
@@ -260,6 +287,8 @@ func (l *ledger) forget(n *node) {
 	delete(r.refused, n)
 	r.offline.Remove(n.parked)
 	n.parked = nil
+	n.transfer(r, nil)
+	n.marked(n.key, 0)
 	delete(l.nodes, n.key)
 	delete(l.identities[n.key.identity], n)
 	if len(l.identities[n.key.identity]) == 0 {
@@ -267,8 +296,8 @@ func (l *ledger) forget(n *node) {
 	}
 }
 
-// disconnect ends one stream of a node that subscribed to names, and listened by listener.
-func (l *ledger) disconnect(n *node, names map[string]*subscription, listener *cache.Subscriber, now time.Time) {
+// disconnect ends one stream of a node that subscribed to names, and listened by listener; dismissed: because this server stops.
+func (l *ledger) disconnect(n *node, names map[string]*subscription, listener *cache.Subscriber, now time.Time, dismissed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n.mu.Lock()
@@ -282,10 +311,12 @@ func (l *ledger) disconnect(n *node, names map[string]*subscription, listener *c
 	}
 	l.expire(n, now)
 	n.streams--
+	n.marked(n.key, leaveGrace) // those that are back by then cost no write
 	if n.streams > 0 {
 		return
 	}
-	n.connected, n.since = false, now
+	n.connected, n.since, n.dismissed = false, now, dismissed
+	n.awaited = n.awaited && now.Before(n.until)
 	for _, r := range n.records {
 		if len(r.nacks) == 0 {
 			r.good = nil // keeps no private key of an old version in memory
@@ -299,6 +330,7 @@ func (l *ledger) expire(n *node, now time.Time) {
 	i := 0
 	for ; i < len(n.left) && now.Sub(n.left[i].at) > leaveGrace; i++ {
 		if r := n.records[n.left[i].name]; r != nil && r.streams == 0 {
+			n.lose(n.left[i].name, r)
 			l.drop(n, n.left[i].name, r)
 		}
 	}
@@ -336,6 +368,7 @@ func (l *ledger) subscribe(n *node, name string) *record {
 	}
 	r.streams++
 	r.subscribed = true
+	n.forgetPast(name)
 	l.groups[n.group].add(name, n)
 	return r
 }
@@ -354,6 +387,7 @@ func (l *ledger) unsubscribe(n *node, name string, r *record, listener *cache.Su
 	n.unlisten(r, listener)
 	r.streams--
 	if r.streams == 0 {
+		n.lose(name, r)
 		l.drop(n, name, r)
 	}
 }
@@ -367,10 +401,17 @@ func (r *record) rejected(version secret.Version) bool {
 func (n *node) noteSent(name string, r *record, res *cache.Resource, at time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	before := *r
 	r.sent, r.sentAt = "", at.UnixNano()
 	if res != nil {
 		r.sent = res.Version
 		r.cover(name, res.Name)
+	}
+	switch {
+	case res != nil && (before.sent == "" || before.covering != r.covering):
+		n.gain(name, res.Name)
+	case res == nil && before.sent != "":
+		n.lose(name, &before)
 	}
 }
 
@@ -412,6 +453,7 @@ func (n *node) noteKnown(name string, r *record, secretName string, version secr
 	}
 	r.acked, r.ackedAt = version, at.UnixNano()
 	r.cover(name, secretName)
+	n.gain(name, secretName)
 	return true
 }
 

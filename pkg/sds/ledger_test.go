@@ -181,15 +181,15 @@ func TestOfflineNodesMakeRoom(t *testing.T) {
 		n := connect(i)
 		if i == 1 || i == 2 {
 			sub := map[string]*subscription{"a": {record: l.subscribe(n, "a")}}
-			l.disconnect(n, sub, nil, now.Add(time.Duration(maxNodes+i)*time.Second))
+			l.disconnect(n, sub, nil, now.Add(time.Duration(maxNodes+i)*time.Second), false)
 		}
 	}
 	connect(maxNodes) // node 1 left first
 	if l.nodes[nodeKey{"id", "1"}] != nil || l.nodes[nodeKey{"id", "2"}] == nil || l.nodes[nodeKey{"id", "0"}] == nil {
 		t.Error("the node that is offline for the longest time was not the one to go")
 	}
-	if got := len(l.subscribers("canary", map[string]goal{"a": {}})); got != 2 {
-		t.Errorf("%d subscribers are left, want 2", got)
+	if got, _ := l.concerned(inquiry{group: "canary", names: map[string]goal{"a": {}}}); len(got) != 2 {
+		t.Errorf("%d subscribers are left, want 2", len(got))
 	}
 	connect(maxNodes + 1)
 	connect(maxNodes + 2) // nobody is offline: connected nodes are never forgotten

@@ -147,6 +147,15 @@ func (p *Policy) permits(peer Peer, group string) bool {
 	return ok
 }
 
+// keeps reports whether a node that was in a group by an identity may be there again, as far as the identity says.
+func (p *Policy) keeps(transport Transport, identity, group string) bool {
+	peer := Peer{Transport: transport, Identities: []string{identity}}
+	if transport != TLS {
+		peer.Groups = []string{group} // its listener's, which only a restart changes
+	}
+	return p.permits(peer, group)
+}
+
 // admits returns the identity by which the peer may be in the group. Over TLS the identity decides, and a listener with groups
 // narrows it; elsewhere the listener's groups decide. Deny wins everywhere.
 func (r *rules) admits(peer Peer) (string, bool) {

@@ -31,6 +31,9 @@ func (st *stream) push(name string, sub *subscription) error {
 		return st.withdraw(name, sub, force, snapshot)
 	case !force && res.Version == sub.sent:
 		return nil
+	case !st.server.gate.open(st, name, sub, res):
+		sub.force = force
+		return nil
 	}
 	return st.send(name, sub, res, snapshot)
 }

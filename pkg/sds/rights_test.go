@@ -173,7 +173,7 @@ func TestReloadMovesNodesToTheirNewGroup(t *testing.T) {
 		if n := f.node(t, "edge-1"); n.Group != "production" {
 			t.Errorf("group %q, want production", n.Group)
 		}
-		if p := f.Progress("canary", map[string]secret.Version{"shared": "x"}); len(p) != 0 {
+		if p := f.Progress("canary", map[string]secret.Version{"shared": "x"}); len(p) != 1 || !p[0].Unsubscribed {
 			t.Errorf("the old group still counts the node: %+v", p)
 		}
 	})

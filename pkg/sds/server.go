@@ -51,8 +51,11 @@ type Options struct {
 	Log *slog.Logger
 	// Registerer gets the metrics. One Server for each Registerer.
 	Registerer prometheus.Registerer
-	// Store is where it is kept what nodes rejected, for as long as Run runs. Values must be sealed by it. Default: a restart forgets that.
+	// Store is where it is kept what nodes rejected, and which nodes there are, for as long as Run runs. Values must be sealed by it. Default: a
+	// restart forgets that.
 	Store store.Store
+	// Pushes records which nodes are sent which version, before the first of a group is sent it. Default: nobody does.
+	Pushes Pushes
 	// OnChange is called after a node of the group connected, left, subscribed, acknowledged or rejected something. It is called
 	// from the streams' own goroutines, often, and must not block. Default: nothing.
 	OnChange func(group string)
@@ -68,7 +71,9 @@ type Server struct {
 
 	rights    atomic.Pointer[rights]
 	ledger    *ledger
-	keeper    *keeper // nil without a store
+	keeper    *keeper    // nil without a store
+	registrar *registrar // likewise
+	gate      *gate      // nil without Pushes
 	admission *admission
 	metrics   *metrics
 	refusals  lockedBucket
@@ -85,7 +90,7 @@ type rights struct {
 	replaced chan struct{}
 }
 
-// New returns a Server that listens nowhere yet, and knows what nodes rejected before the restart. The error is that of the store, or of a
+// New returns a Server that listens nowhere yet, and knows what nodes there were before the restart, and what they rejected. The error is that of the store, or of a
 // metric that cannot be registered.
 func New(ctx context.Context, opts Options) (*Server, error) {
 	m, err := newMetrics(opts.Registerer)
@@ -101,18 +106,37 @@ func New(ctx context.Context, opts Options) (*Server, error) {
 	if s.changed == nil {
 		s.changed = func(string) {}
 	}
+	s.rights.Store(&rights{policy: opts.Policy, replaced: make(chan struct{})})
+	if opts.Pushes != nil {
+		s.gate = newGate(opts.Pushes, s.ledger)
+	}
 	if opts.Store != nil {
-		s.keeper = newKeeper(opts.Store, s.cache, s.ledger, s.log)
-		s.ledger.changed = s.keeper.mark
-		if err := s.keeper.load(ctx); err != nil {
+		if err := s.remember(ctx, opts.Store); err != nil {
 			return nil, err
 		}
 	}
-	s.rights.Store(&rights{policy: opts.Policy, replaced: make(chan struct{})})
 	if err := opts.Registerer.Register(nodeCounter{s}); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	return s, nil
+}
+
+// remember takes over what the store holds, and makes what writes to it.
+func (s *Server) remember(ctx context.Context, db store.Store) error {
+	s.keeper = newKeeper(db, s.cache, s.ledger, s.log)
+	s.registrar = newRegistrar(db, s.ledger, s.log)
+	s.registrar.rights = func() *Policy { return s.rights.Load().policy }
+	s.registrar.secretOf = func(policy *Policy, group, name string) string {
+		if res := s.wanted(policy, group, name); res != nil {
+			return res.Name
+		}
+		return ""
+	}
+	s.ledger.changed, s.ledger.marked = s.keeper.mark, s.registrar.mark
+	if err := s.keeper.load(ctx); err != nil {
+		return err
+	}
+	return s.registrar.load(ctx)
 }
 
 // SetPolicy replaces the policy. Streams that lost the right to their group end with PERMISSION_DENIED; a name that may no longer be
@@ -128,13 +152,25 @@ func (s *Server) SetPolicy(p *Policy) {
 		}
 	}
 	s.metrics.forget(gone)
+	s.gate.keep(p)
 }
 
 // replace puts a policy in force and wakes every stream. The caller holds mu.
 func (s *Server) replace(p *Policy) *Policy {
 	old := s.rights.Swap(&rights{policy: p, replaced: make(chan struct{})})
 	close(old.replaced)
+	if s.registrar != nil {
+		s.registrar.review()
+	}
 	return old.policy
+}
+
+// Announce begins the record of a push (see Options.Pushes) of a version that a group has moved to, so that it is durable when the streams come to send it, or
+// soon after. It is no must: a stream begins it where it is not begun.
+func (s *Server) Announce(group, name string, version secret.Version) {
+	if s.gate != nil && version != "" && s.rights.Load().policy.Allowed(group, name) {
+		s.gate.announce(pushKey{group, name}, version)
+	}
 }
 
 // Release forgets that nodes rejected a version of a secret, so that it is sent to them again where their group is at it: as other bytes, which
@@ -150,14 +186,17 @@ func (s *Server) Release(name string, version secret.Version) {
 	s.replace(s.rights.Load().policy) // every stream looks at its names again
 }
 
-// Run stores what nodes reject until ctx ends, and then what is left of it. It begins before Serve and ends after it; without a store it only
+// Run stores what nodes reject, and which nodes there are, until ctx ends, and then what is left of it. It begins before Serve and ends after it; without a store it only
 // waits. It always returns nil: what cannot be stored is tried again, and logged.
 func (s *Server) Run(ctx context.Context) error {
 	if s.keeper == nil {
 		<-ctx.Done()
 		return nil
 	}
-	s.keeper.run(ctx)
+	var writing sync.WaitGroup
+	writing.Go(func() { s.keeper.run(ctx) })
+	writing.Go(func() { s.registrar.run(ctx) })
+	writing.Wait()
 	return nil
 }
 
@@ -194,7 +233,8 @@ func (s *Server) Serve(ctx context.Context, l Listener) error {
 	go func() { served <- svc.grpc.Serve(l) }()
 	select {
 	case err = <-served:
-		svc.grpc.Stop() // a no-op after Shutdown
+		svc.drain.Do(func() { close(svc.draining) }) // its nodes do not leave by themselves
+		svc.grpc.Stop()                              // a no-op after Shutdown
 	case <-ctx.Done():
 		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 		defer cancel()

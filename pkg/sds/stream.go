@@ -308,7 +308,13 @@ func (st *stream) close() {
 		names = append(names, name)
 	}
 	st.subscriber.Close(names)
-	st.server.ledger.disconnect(st.node, st.names, st.subscriber, time.Now())
+	dismissed := false
+	select {
+	case <-st.draining:
+		dismissed = true
+	default:
+	}
+	st.server.ledger.disconnect(st.node, st.names, st.subscriber, time.Now(), dismissed)
 	st.meters.streams.Dec()
 	st.server.changed(st.group)
 }

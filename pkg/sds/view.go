@@ -2,7 +2,6 @@ package sds
 
 import (
 	"cmp"
-	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -149,6 +148,10 @@ func (n *node) view(w wants) Node {
 		}
 		v.Secrets = append(v.Secrets, one)
 	}
+	for _, name := range n.absentNames() {
+		want, _ := w.of(name)
+		v.Secrets = append(v.Secrets, NodeSecret{Name: name, Want: want})
+	}
 	slices.SortFunc(v.Secrets, func(a, b NodeSecret) int { return strings.Compare(a.Name, b.Name) })
 	return v
 }
@@ -229,148 +232,21 @@ func (s *Server) count() map[string]map[State]int {
 	return counts
 }
 
-// NodeProgress is how far one node is with a change.
-type NodeProgress struct {
-	Identity  string
-	Node      string
-	Connected bool
-	// Acked is whether the node acknowledged every name that it subscribes to and that stands for a secret of the change, at the wanted
-	// version.
-	Acked bool
-	// NACK is the newest rejection of a wanted version; nil if there is none.
-	NACK *NACK
-	// LastSeen is when the node went offline; now while it is connected.
-	LastSeen time.Time
-	// Since is when the oldest wanted version that is not acknowledged was sent; zero if none is under way.
-	Since time.Time
-}
-
-// Progress returns how far each node is that subscribes to at least one secret of a change in its group, or did when it went offline,
-// sorted by identity and node: by the secret's name, or by a name that its certificate covers. One that rejected the wanted version under such a
-// name counts, too, after it unsubscribed. An empty version is a removal, which no node has to acknowledge. Secrets that the group may not have do not count. The cost is that of the nodes which subscribe to the names.
-func (s *Server) Progress(group string, want map[string]secret.Version) []NodeProgress {
-	policy, now := s.rights.Load().policy, time.Now()
-	names := make(map[string]goal, len(want))
-	for name, version := range want {
-		if !policy.Allowed(group, name) {
-			continue
-		}
-		names[name] = goal{name, version}
-		for _, asked := range s.ledger.asked(group, s.cache.DNSNames(group, name)) {
-			if res := s.wanted(policy, group, asked); res != nil && res.Name == name && asked != name {
-				names[asked] = goal{name, version}
-			}
+// Displaces reports whether nodes of a group that were given another secret's certificate under a name that they asked for (on-demand) might be given
+// that of a new secret of this name, with these DNS names, instead.
+func (s *Server) Displaces(group, name string, dnsNames []string) bool {
+	policy := s.rights.Load().policy
+	if !policy.Allowed(group, name) {
+		return false
+	}
+	names := []string{strings.ToLower(name)}
+	for _, n := range dnsNames {
+		names = append(names, strings.ToLower(n))
+	}
+	for _, asked := range s.ledger.asked(group, names) {
+		if res := s.wanted(policy, group, asked); res != nil && res.Name != name && res.Name != asked {
+			return true
 		}
 	}
-	var progress []NodeProgress
-	for _, n := range s.ledger.subscribers(group, names) {
-		if p, ok := n.progress(names, now); ok {
-			progress = append(progress, p)
-		}
-	}
-	slices.SortFunc(progress, func(a, b NodeProgress) int {
-		return cmp.Or(strings.Compare(a.Identity, b.Identity), strings.Compare(a.Node, b.Node))
-	})
-	return progress
-}
-
-// goal is the secret that a name stands for, and the version of it that is wanted.
-type goal struct {
-	secret  string
-	version secret.Version
-}
-
-// asked lists the names that nodes of a group subscribe to and that certificates with the DNS names cover.
-func (l *ledger) asked(group string, dnsNames []string) []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	r := l.groups[group]
-	if r == nil {
-		return nil
-	}
-	var names []string
-	for _, dnsName := range dnsNames {
-		names = slices.AppendSeq(names, r.asked.CoveredBy(dnsName))
-	}
-	return names
-}
-
-// subscribers lists the nodes of a group that subscribe to any of the names, and those that may have rejected something under one of them before they
-// unsubscribed.
-func (l *ledger) subscribers(group string, names map[string]goal) []*node {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	r := l.groups[group]
-	if r == nil {
-		return nil
-	}
-	found := maps.Clone(r.refused)
-	for name := range names {
-		maps.Copy(found, r.subscribers[name])
-	}
-	return slices.Collect(maps.Keys(found))
-}
-
-// among yields the records of a node that are in want, at the cost of the smaller side. The caller holds mu.
-func (n *node) among(want map[string]goal) iter.Seq2[string, *record] {
-	return func(yield func(string, *record) bool) {
-		if len(n.records) < len(want) {
-			for name, r := range n.records {
-				if _, ok := want[name]; ok && !yield(name, r) {
-					return
-				}
-			}
-			return
-		}
-		for name := range want {
-			if r := n.records[name]; r != nil && !yield(name, r) {
-				return
-			}
-		}
-	}
-}
-
-func (n *node) progress(want map[string]goal, now time.Time) (NodeProgress, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	p := NodeProgress{Identity: n.key.identity, Node: n.key.id, Connected: n.connected, Acked: true, LastSeen: now}
-	if !n.connected {
-		p.LastSeen = n.since
-	}
-	subscribes := false
-	for name, r := range n.among(want) {
-		g := want[name]
-		if !n.counts(r) || r.evicted && g.secret != name {
-			continue
-		}
-		subscribes = true
-		if g.version == "" || r.acked == g.version {
-			continue
-		}
-		p.Acked = false
-		if nack := n.refusal(name, r, g.secret, g.version); nack != nil {
-			p.refuse(*nack, g.secret)
-		} else if r.sent == g.version {
-			if sent := time.Unix(0, r.sentAt); p.Since.IsZero() || sent.Before(p.Since) {
-				p.Since = sent
-			}
-		}
-	}
-	for _, r := range n.refusing { // an on-demand Envoy ends a subscription that it was told there is nothing under
-		for _, nack := range r.nacks {
-			if g := want[nack.Secret]; g.secret == nack.Secret && g.version == nack.Version {
-				subscribes, p.Acked = true, false
-				p.refuse(nack, g.secret)
-			}
-		}
-	}
-	return p, subscribes
-}
-
-// refuse notes a rejection of a secret's wanted version.
-func (p *NodeProgress) refuse(nack NACK, secretName string) {
-	if p.NACK == nil || nack.At.After(p.NACK.At) {
-		nack.Secret = secretName
-		p.NACK = &nack
-	}
+	return false
 }

@@ -264,7 +264,7 @@ func TestEndOfContextEndsEverything(t *testing.T) {
 			_, _ = io.Copy(io.Discard, conn) // until the other side goes
 		}
 	}()
-	r := &runner{&wants{}, make(chan struct{}, 1)}
+	r := &runner{source: &wants{}, slots: slots{make(chan struct{}, 1)}}
 	r.run(ctx, Plan(Group{Name: "g", Timeout: time.Hour, Targets: []Target{target(silent.Addr().String(), leaf)}}), func(one Result) {
 		t.Errorf("got %+v, want nothing", one)
 	})

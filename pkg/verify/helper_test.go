@@ -12,8 +12,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
+	"errors"
+	"log/slog"
 	"math/big"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -138,10 +141,15 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
-// serve answers handshakes until the end of the test.
+// serve answers handshakes at a new address until the end of the test.
 func serve(t testing.TB, config *tls.Config) *listener {
 	t.Helper()
-	l := listen(t)
+	return answer(t, listen(t), config)
+}
+
+// answer answers handshakes at a listener until the end of the test.
+func answer(t testing.TB, l net.Listener, config *tls.Config) *listener {
+	t.Helper()
 	s := &listener{address: l.Addr().String(), config: config}
 	var conns sync.WaitGroup
 	conns.Go(func() {
@@ -196,16 +204,25 @@ type wants struct {
 	current map[string]Leaf           // guarded by mu; by secret
 	known   map[string]secret.Version // guarded by mu; by digest
 	asked   []time.Time               // guarded by mu; calls of Groups
+	looks   int                       // guarded by mu; calls of Current: one before each handshake
+	before  func(look int)            // called before each Current, which waits for it
 }
 
-func (w *wants) Groups(context.Context) []Group {
+func (w *wants) Groups(_ context.Context, names ...string) []Group {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.asked = append(w.asked, time.Now())
-	return w.groups
+	return slices.DeleteFunc(slices.Clone(w.groups), func(g Group) bool { return len(names) > 0 && !slices.Contains(names, g.Name) })
 }
 
 func (w *wants) Current(_, name string) (Leaf, bool) {
+	w.mu.Lock()
+	w.looks++
+	look := w.looks
+	w.mu.Unlock()
+	if w.before != nil {
+		w.before(look)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	l, ok := w.current[name]
@@ -222,7 +239,7 @@ func (w *wants) Known(_ context.Context, _, digest string) (secret.Version, bool
 // look makes the checks of targets and returns the results in order.
 func look(t *testing.T, w *wants, timeout time.Duration, targets ...Target) []Result {
 	t.Helper()
-	r := &runner{w, make(chan struct{}, 4)}
+	r := &runner{source: w, slots: slots{make(chan struct{}, 4)}}
 	var results []Result
 	r.run(t.Context(), Plan(Group{Name: "g", Timeout: timeout, Targets: targets}), func(one Result) { results = append(results, one) })
 	return results
@@ -234,4 +251,35 @@ func target(address string, leaves ...Leaf) Target {
 		t.Secrets = append(t.Secrets, Wanted{Leaf: l, Asked: l.Secret})
 	}
 	return t
+}
+
+func noCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") }
+
+func testLog(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
+
+// background runs something until the end of the test.
+func background(t testing.TB, run func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("background: %v", err)
+		}
+	})
+}
+
+// eventually polls until something holds.
+func eventually(t *testing.T, holds func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for !holds() {
+		select {
+		case <-deadline:
+			t.Fatal("it does not come to hold")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }

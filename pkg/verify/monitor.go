@@ -45,6 +45,8 @@ type Options struct {
 	Interval time.Duration
 	// Random is where the jitter comes from, in [0,1). Default: that of the program.
 	Random func() float64
+	// Wake is called when a round that Look asked for has ended. It must not block. Default: nothing.
+	Wake func()
 }
 
 // Monitor probes what is served, on demand and by itself, and knows what it saw last. All methods are safe for concurrent use.
@@ -53,6 +55,8 @@ type Monitor struct {
 	command    runner
 	background runner
 	metrics    *metrics
+	rounds     *rounds
+	early      *early
 
 	mu     sync.Mutex
 	pairs  map[pair]state        // guarded by mu; what the last round of the group saw
@@ -66,6 +70,7 @@ type pair struct{ group, secret string }
 type state struct {
 	notAfter time.Time // the earliest end; zero: no leaf was seen
 	mismatch *Failure  // nil: all that was seen is as wanted
+	finding  Finding   // what it is, for a rollout
 }
 
 type servedKey struct {
@@ -88,11 +93,15 @@ func New(o Options) (*Monitor, error) {
 	if o.Random == nil {
 		o.Random = rand.Float64
 	}
+	if o.Wake == nil {
+		o.Wake = func() {}
+	}
 	m := &Monitor{
 		options:    o,
-		command:    runner{o.Source, make(chan struct{}, commandSlots)},
-		background: runner{o.Source, make(chan struct{}, backgroundSlots)},
-		pairs:      map[pair]state{}, served: map[servedKey]*Served{},
+		command:    runner{source: o.Source, slots: slots{make(chan struct{}, commandSlots)}},
+		background: runner{source: o.Source, slots: slots{make(chan struct{}, backgroundSlots)}},
+		rounds:     newRounds(), early: newEarly(),
+		pairs: map[pair]state{}, served: map[servedKey]*Served{},
 	}
 	var err error
 	if m.metrics, err = newMetrics(o.Registerer, m); err != nil {
@@ -101,14 +110,23 @@ func New(o Options) (*Monitor, error) {
 	return m, nil
 }
 
-// Run probes in the background until ctx ends.
+// Run probes in the background, and makes the rounds that Look asks for, until ctx ends.
 func (m *Monitor) Run(ctx context.Context) error {
+	var parts sync.WaitGroup
+	parts.Go(func() { m.runRounds(ctx) })
+	parts.Go(func() { m.runEarly(ctx) })
+	m.runBackground(ctx)
+	parts.Wait()
+	return nil
+}
+
+func (m *Monitor) runBackground(ctx context.Context) {
 	timer := time.NewTimer(m.pause())
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-timer.C:
 		}
 		groups := m.options.Source.Groups(ctx)
@@ -156,7 +174,7 @@ func soonest(groups []Group) [][]Check {
 	}
 	var all [][]Check
 	for _, g := range groups {
-		checks := slices.DeleteFunc(Plan(g), func(c Check) bool {
+		checks := slices.DeleteFunc(Plan(groups[0]), func(c Check) bool {
 			return !slices.ContainsFunc(c.Wanted, func(w Leaf) bool { return chosen[pair{g.Name, w.Secret}] })
 		})
 		if len(checks) > 0 {
@@ -176,13 +194,12 @@ type Report struct {
 
 // Verify probes one group now and calls each with every result, one at a time. The error is ErrNotConfigured, or that of ctx.
 func (m *Monitor) Verify(ctx context.Context, group string, each func(Result)) (Report, error) {
-	groups := m.options.Source.Groups(ctx)
-	i := slices.IndexFunc(groups, func(g Group) bool { return g.Name == group })
-	if i < 0 {
+	groups := m.options.Source.Groups(ctx, group)
+	if len(groups) == 0 {
 		return Report{}, fmt.Errorf("%q: %w", group, ErrNotConfigured)
 	}
-	report := Report{Group: group, Skipped: groups[i].Skipped}
-	err := m.probe(ctx, &m.command, Plan(groups[i]), func(r Result) {
+	report := Report{Group: group, Skipped: groups[0].Skipped}
+	err := m.probe(ctx, &m.command, Plan(groups[0]), func(r Result) {
 		if r.Failure == nil {
 			report.OK++
 		} else {
@@ -205,13 +222,13 @@ func (m *Monitor) probe(ctx context.Context, r *runner, checks []Check, each fun
 		return ctx.Err()
 	}
 	if len(checks) > 0 {
-		m.record(ctx, checks[0].Group, results)
+		m.record(ctx, checks[0].Group, results, nil)
 	}
 	return nil
 }
 
-// record takes over the results of a group.
-func (m *Monitor) record(ctx context.Context, group string, results []Result) {
+// record takes over the results of a group, of all its secrets or, where only is not nil, of those.
+func (m *Monitor) record(ctx context.Context, group string, results []Result, only map[string]secret.Version) {
 	pairs, served := map[pair]state{}, map[servedKey]*Served{}
 	for _, r := range results {
 		p := pair{group, r.Secret()}
@@ -220,7 +237,7 @@ func (m *Monitor) record(ctx context.Context, group string, results []Result) {
 			st.notAfter = r.Shown.NotAfter
 		}
 		if r.Failure != nil && r.Failure.Kind.Mismatch() && st.mismatch == nil {
-			st.mismatch = r.Failure
+			st.mismatch, st.finding = r.Failure, r.finding(r.Secret(), r.Want().Version)
 		}
 		pairs[p] = st
 		if r.Shown == nil {
@@ -234,7 +251,7 @@ func (m *Monitor) record(ctx context.Context, group string, results []Result) {
 			}
 		}
 	}
-	began, ended := m.replace(group, pairs, served)
+	began, ended := m.replace(group, pairs, served, only)
 	for _, p := range began {
 		f := pairs[p].mismatch
 		m.options.Log.WarnContext(ctx, "certificate is not served as wanted", "secret", p.secret, "group", p.group, "kind", string(f.Kind), "err", f.Message, "hint", f.Hint)
@@ -246,12 +263,13 @@ func (m *Monitor) record(ctx context.Context, group string, results []Result) {
 
 // replace puts new states of a group in the place of the old ones, and returns which mismatches began and ended. What a node served stays
 // known while nothing newer was seen.
-func (m *Monitor) replace(group string, pairs map[pair]state, served map[servedKey]*Served) (began, ended []pair) {
+func (m *Monitor) replace(group string, pairs map[pair]state, served map[servedKey]*Served, only map[string]secret.Version) (began, ended []pair) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	before := map[pair]state{}
 	for p, old := range m.pairs {
-		if p.group == group {
+		_, asked := only[p.secret]
+		if p.group == group && (only == nil || asked) {
 			before[p] = old
 			delete(m.pairs, p)
 		}

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -14,6 +15,11 @@ const (
 	maxNames = 100
 	// maxAliases bounds how many of them are names that a node asked for itself (on-demand).
 	maxAliases = 8
+	// roundNames is how many names are asked for in a round for a rollout, likewise, where no server names are configured. All names of a certificate
+	// change together; more than one is asked for since each may have a filter chain of its own. There are fewer where a round would come to more
+	// than roundHandshakes: one takes a millisecond of a processor here.
+	roundNames      = 4
+	roundHandshakes = 2000
 )
 
 // Group is what is to be proven of a node group.
@@ -35,6 +41,8 @@ type Target struct {
 	Node    string // id; empty where it is not known which node is there
 	Nodes   []NodeKey
 	Secrets []Wanted
+	// ServerNames are all that is asked for here, in the place of the group's. Empty: those.
+	ServerNames []string
 }
 
 // Wanted is a certificate that a node subscribes to, as its group wants it.
@@ -48,14 +56,16 @@ type Wanted struct {
 func Plan(g Group) []Check {
 	var checks []Check
 	for _, t := range g.Targets {
-		checks = append(checks, t.plan(g)...)
+		checks = append(checks, t.plan(g, nil)...)
 	}
 	return checks
 }
 
-func (t *Target) plan(g Group) []Check {
+// plan returns the checks at the target: all, or those of a round where about is not nil.
+func (t *Target) plan(g Group, about *scope) []Check {
+	serverNames := t.names(g)
 	index := leafIndex{}
-	secrets, names, aliases := map[string]bool{}, map[string]bool{}, map[string]int{}
+	secrets, names, aliases, taken := map[string]bool{}, map[string]bool{}, map[string]int{}, map[string]int{}
 	for _, w := range t.Secrets {
 		if !secrets[w.Secret] {
 			secrets[w.Secret] = true
@@ -66,19 +76,35 @@ func (t *Target) plan(g Group) []Check {
 				continue
 			}
 		}
-		for _, name := range w.names(g.ServerNames) {
+		if about != nil && about.want[w.Secret] != w.Version {
+			continue
+		}
+		ask := w.names(serverNames)
+		if about != nil && len(serverNames) == 0 {
+			ask = ask[:min(len(ask), about.names-taken[w.Secret])]
+			taken[w.Secret] += len(ask)
+		}
+		for _, name := range ask {
 			names[name] = true
 		}
 	}
 	var checks []Check
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		for _, one := range clients(index.candidates(name)) {
+		for _, one := range clients(index.candidates(name), about) {
 			checks = append(checks, Check{
 				Group: g.Name, Address: t.Address, Node: t.Node, Nodes: t.Nodes, ServerName: name, Client: one.client, Wanted: one.wanted, Timeout: g.Timeout,
 			})
 		}
 	}
 	return checks
+}
+
+// names are all that is asked for at the target, where there are any.
+func (t *Target) names(g Group) []string {
+	if len(t.ServerNames) > 0 {
+		return t.ServerNames
+	}
+	return g.ServerNames
 }
 
 // names are those that are asked for.
@@ -159,8 +185,9 @@ type probe struct {
 }
 
 // clients returns which clients prove leaves that are candidates under one name. An RSA certificate is shown to an RSA-only client, one of ECDSA (or
-// Ed25519) to a client that knows only that, and to TLS 1.3 that of ECDSA before that of RSA.
-func clients(leaves []Leaf) []probe {
+// Ed25519) to a client that knows only that, and to TLS 1.3 that of ECDSA before that of RSA. In a round (about is not nil) the wanted secrets come
+// first among equals, and what is to show one of the others first proves nothing.
+func clients(leaves []Leaf, about *scope) []probe {
 	var rsa, other []Leaf
 	for _, l := range leaves {
 		if l.rsa() {
@@ -168,6 +195,11 @@ func clients(leaves []Leaf) []probe {
 		} else {
 			other = append(other, l)
 		}
+	}
+	if about != nil {
+		wantedFirst := func(a, b Leaf) int { return cmp.Compare(about.rank(a), about.rank(b)) }
+		slices.SortStableFunc(rsa, wantedFirst)
+		slices.SortStableFunc(other, wantedFirst)
 	}
 	var probes []probe
 	if len(rsa) > 0 {
@@ -179,5 +211,5 @@ func clients(leaves []Leaf) []probe {
 	if len(leaves) > 0 {
 		probes = append(probes, probe{TLS13, slices.Concat(other, rsa)})
 	}
-	return probes
+	return slices.DeleteFunc(probes, func(p probe) bool { return about != nil && about.rank(p.wanted[0]) > 0 })
 }

@@ -40,6 +40,7 @@ const (
 	Refused   Kind = "refused"    // no connection
 	Timeout   Kind = "timeout"    // no answer within the time
 	Broken    Kind = "broken"     // an answer that is not TLS, or a connection that was closed
+	Moved     Kind = "moved"      // of a round: the group is at another version than the one that was to be looked for
 )
 
 // Mismatch reports whether something was seen, and it was not what is wanted. Otherwise nothing was seen.
@@ -140,7 +141,8 @@ type Result struct {
 	Completed bool
 	Failure   *Failure // nil: served as wanted
 
-	err error // by which the handshake ended
+	began time.Time // when its last handshake began
+	err   error     // by which that ended
 }
 
 // Secret returns the secret that the result is about: that of the leaf, or the one that was to be expected first.

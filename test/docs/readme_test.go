@@ -121,7 +121,7 @@ func TestCommandsInTextsExist(t *testing.T) {
 	for line, name := range lines {
 		words := strings.Fields(line)
 		path := []string{words[0]}
-		if len(words) > 1 && slices.Contains([]string{"secrets", "snapshots", "rollout", "identity", "envoy", "store"}, words[0]) {
+		if len(words) > 1 && slices.Contains([]string{"secrets", "snapshots", "rollout", "identity", "envoy", "store", "audit"}, words[0]) {
 			path = append(path, words[1])
 		}
 		code, help, errs := command(t, append(slices.Clone(path), "--help")...)

@@ -52,7 +52,7 @@ http: {address: "%[2]s"}
 groups:
   - {name: canary, identities: ["unix:uid=%[3]d"], secrets: ["*"]%[6]s}
   - {name: production, identities: ["unix:uid=%[3]d"], secrets: ["*"]%[7]s}
-rollout: {waves: [[canary], [production]], promotion: %[4]s}
+rollout: {waves: [[canary], [production]], promotion: %[4]s, watch: 0s, empty_group: skip}
 %[5]s
 `
 

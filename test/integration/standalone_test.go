@@ -35,7 +35,7 @@ func startStandalone(t *testenv.T) *standalone {
 groups:
   - {name: canary, secrets: ["*"]}
   - {name: production, identities: ["spiffe://sds-server/production/*"], secrets: ["*.example"]}
-rollout: {waves: [[canary], [production]]}
+rollout: {waves: [[canary], [production]], watch: 0s, empty_group: skip}
 `, s.socket, s.address))
 	return s
 }

@@ -33,7 +33,7 @@ type fixedSource struct {
 	known  map[string]secret.Version // by digest
 }
 
-func (s *fixedSource) Groups(context.Context) []verify.Group { return s.groups }
+func (s *fixedSource) Groups(context.Context, ...string) []verify.Group { return s.groups }
 
 func (s *fixedSource) Current(string, string) (verify.Leaf, bool) { return verify.Leaf{}, false }
 

@@ -170,7 +170,7 @@ certificates:
 groups:
   - {name: canary, identities: ["spiffe://sds-server/canary/*"], secrets: ["*"]}
   - {name: production, identities: ["spiffe://sds-server/production/*"], secrets: ["*"]}
-rollout: {waves: [[canary], [production]], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}{{if .S.AckTimeout}}, ack_timeout: {{.S.AckTimeout}}{{end}}}
+rollout: {waves: [[canary], [production]], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}, watch: 0s, empty_group: skip{{if .S.AckTimeout}}, ack_timeout: {{.S.AckTimeout}}{{end}}}
 {{.S.Extra}}
 `
 

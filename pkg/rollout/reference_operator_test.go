@@ -424,3 +424,49 @@ func (m *reference) String() string {
 	}
 	return p.String()
 }
+
+// clone is another reference that goes on from here.
+func (m *reference) clone() *reference {
+	c := *m
+	c.stored, c.serves, c.moves, c.holds = map[string][]cache.Meta{}, map[string]versions{}, map[string][]refMove{}, map[holdID]*refHold{}
+	for name, all := range m.stored {
+		c.stored[name] = slices.Clone(all)
+	}
+	for g, at := range m.serves {
+		c.serves[g] = maps.Clone(at)
+	}
+	for g, moves := range m.moves {
+		c.moves[g] = slices.Clone(moves)
+	}
+	for id, h := range m.holds {
+		c.holds[id] = new(*h)
+	}
+	c.rollouts = nil
+	for _, r := range m.rollouts {
+		next := new(*r)
+		next.change, next.waves = nil, nil
+		for _, one := range r.change {
+			next.change = append(next.change, new(*one))
+		}
+		for _, one := range r.waves {
+			w := new(*one)
+			w.members = maps.Clone(one.members)
+			next.waves = append(next.waves, w)
+		}
+		c.rollouts = append(c.rollouts, next)
+	}
+	c.fleet = &fleet{}
+	for _, one := range m.fleet.nodes {
+		n := new(*one)
+		n.sent, n.sentAt, n.acked = maps.Clone(n.sent), maps.Clone(n.sentAt), maps.Clone(n.acked)
+		n.serves, n.received = maps.Clone(n.serves), maps.Clone(n.received)
+		n.nacked = map[string]map[version]bool{}
+		for name, all := range one.nacked {
+			n.nacked[name] = maps.Clone(all)
+		}
+		c.fleet.nodes = append(c.fleet.nodes, n)
+	}
+	c.prober = new(*m.prober)
+	c.prober.fleet = c.fleet
+	return &c
+}

@@ -18,6 +18,7 @@ func (m *reference) advance(r *refRollout) bool {
 		return true
 	case w.state == Done:
 		r.wave++
+		m.advance(r)
 		return true
 	case r.paused || r.parked && m.occupied(r, w):
 		return m.idle(r, w)
@@ -418,6 +419,18 @@ func (m *reference) count(r *refRollout, w *refWave) ballot {
 			}
 		}
 	}
+	for node, left := range w.members {
+		if seen[node] {
+			continue
+		}
+		if left.IsZero() { // as built: finding 1
+			left = m.now
+			w.members[node] = left
+		}
+		if m.now.Before(left.Truncate(time.Second).Add(m.policy.NodeGrace)) {
+			b.expected++
+		}
+	}
 	return b
 }
 
@@ -509,6 +522,7 @@ func (m *reference) pass(r *refRollout, w *refWave) bool {
 	if w.since, w.stalled, w.members = m.now, false, nil; w.state != Done {
 		r.state = w.state
 	}
+	m.advance(r)
 	return true
 }
 

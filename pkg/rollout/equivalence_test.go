@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sds-server/sds-server/pkg/cache"
-	"github.com/sds-server/sds-server/pkg/secret"
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
@@ -56,7 +55,9 @@ func compareHistory(t *testing.T, seed uint64, tally *tally) bool {
 			defer func() { tally.add(h) }()
 			for range h.length {
 				h.acts = append(h.acts, time.Now().Format("15:04:05.0 ")+h.act())
-				if h.settle(); t.Failed() {
+				h.settle()
+				h.check.settled(h)
+				if t.Failed() {
 					h.tell()
 				}
 				if t.Failed() || h.undecided {
@@ -170,7 +171,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 	h.both(func(n *node) {
 		n.refuses = func(_ string, v version) bool { return h.bad[v] == "all" || h.bad[v] == n.group }
 	})
-	h.check.init(h)
+	h.check.init()
 	return h
 }
 
@@ -224,13 +225,17 @@ func (h *history) look() {
 		if !errors.Is(err, errDisk) {
 			h.t.Fatalf("seed %d: %v", h.seed, err)
 		}
-		h.mend()
-		return
+		if h.mend() {
+			return
+		}
+		if _, err := h.c.step(h.ctx()); err != nil {
+			h.t.Fatalf("seed %d: %v", h.seed, err)
+		}
 	}
 	h.fleet.deliver(h.cache)
 	h.ref.step(time.Now())
 	h.ref.fleet.send(func(group, name string) version { return h.ref.serves[group][name] })
-	h.check.after(h)
+	h.check.looked(h)
 }
 
 // String tells what the controller has, as the reference does.
@@ -282,12 +287,12 @@ func (h *history) tell() {
 }
 
 // mend is what happens after a write that failed, or whose answer got lost, while the controller looked: a crash, or not. What was due then
-// may be done, or not: what comes after the crash has to be what the reference does in one of the two cases.
-func (h *history) mend() {
+// may be done, or not: what comes after the crash has to be what the reference does in one of the two cases. It returns whether there was a crash.
+func (h *history) mend() bool {
 	h.t.Helper()
 	h.disk.hooks(nil, nil)
 	if h.random.IntN(2) == 0 {
-		return // it goes on, and reads what the store holds
+		return false // it goes on, and reads what the store holds
 	}
 	done := h.ref.clone()
 	done.step(time.Now())
@@ -312,12 +317,16 @@ func (h *history) mend() {
 	default: // several things were due, and only some of them are done
 		h.undecided = true
 	}
+	return true
 }
 
 // reboot ends the server without a word, and starts it again; Envoys too.
 func (h *history) reboot(more ...*reference) {
 	h.t.Helper()
 	before := h.String()
+	if h.c.doubt { // it does not know what the store holds
+		before = ""
+	}
 	refs := append([]*reference{h.ref}, more...)
 	again := func(f *fleet) {
 		f.forget(true)
@@ -387,7 +396,7 @@ func (h *history) accept(name string) string {
 	if h.gone[name] {
 		return "nothing"
 	}
-	life := []time.Duration{90 * 24 * time.Hour, 90 * 24 * time.Hour, 2 * time.Hour, time.Hour}[h.random.IntN(4)]
+	life := []time.Duration{90 * day, 90 * day, 2 * time.Hour, time.Hour, 20 * time.Minute}[h.random.IntN(5)]
 	p := Proposal{Secret: newSecret(h.t, name, life), Source: cache.SourceACME, Issuer: []string{"le", "le", "gts"}[h.random.IntN(3)], Reason: "issued"}
 	v := h.cache.Version(p.Secret)
 	what := ""
@@ -400,7 +409,7 @@ func (h *history) accept(name string) string {
 	case k == 2:
 		h.prober.bad[v], what = "unknown root", ", that clients reject"
 	}
-	h.check.validated(p.Secret.Name(), v)
+	h.check.accepts(h, p.Secret, life)
 	h.do(func() error { _, err := h.c.Accept(h.ctx(), p); return err }, func() {
 		for _, one := range must(h.cache.Versions(h.ctx(), name)) {
 			if one.Version == v {
@@ -570,5 +579,3 @@ func (h *history) configure() string {
 	h.do(func() error { return h.c.Reconfigure(h.ctx(), p) }, func() { h.ref.reconfigure(p) })
 	return what
 }
-
-var _ = secret.Version("")

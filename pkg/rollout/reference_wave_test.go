@@ -39,7 +39,7 @@ func (m *reference) idle(r *refRollout, w *refWave) bool {
 		return false
 	}
 	if names := m.refused(r, w, nil); len(names) > 0 {
-		m.takeBack(r, w.moved, names, RolledBack)
+		m.fail(r, w, names)
 		return true
 	}
 	if !r.paused {

@@ -50,8 +50,8 @@ func (t *transaction) overruled(h Hold) time.Time {
 	if h.Handshake {
 		last = end
 	}
-	if !last.IsZero() && !t.now.Before(last) {
-		return time.Time{} // it was overruled already, or nothing can be done
+	if t.quieted == h.Secret && !last.IsZero() && !t.now.Before(last) {
+		return time.Time{} // it was overruled just now, or nothing can be done
 	}
 	return last
 }
@@ -135,6 +135,7 @@ func (t *transaction) rescues(m cache.Meta) bool {
 
 // quiet sets the deadlines of a secret anew, so that nothing is looked at again before something can be done.
 func (t *transaction) quiet(name string) {
+	t.quieted = name
 	for _, h := range t.c.Holds() {
 		if h.Secret == name && !h.Deadline.IsZero() && !t.now.Before(h.Deadline) {
 			if _, held := t.held(name, h.Version); held {

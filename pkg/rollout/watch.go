@@ -113,8 +113,7 @@ func (t *transaction) before(r *Rollout, w *Wave) (reason string, recheck time.T
 			}
 		}
 		limit := asked.since.Add(t.policy.Gates[i].Timeout)
-		if !t.now.Before(limit) {
-			delete(t.c.asked, r.ID)
+		if !t.now.Before(limit) { // it is forgotten when the end of the rollout is stored
 			return problem, time.Time{}, true
 		}
 		if again := t.now.Add(time.Second); again.Before(limit) {

@@ -505,6 +505,7 @@ func (h *history) operate(name, group string, id int) string {
 		h.do(func() error { _, err := h.c.Promote(ctx, group, 0, alice); return err }, func() { h.ref.promote(group) })
 		return "promote " + group
 	case k < 6:
+		h.check.back = group
 		return both("rollback "+group, func() error { _, err := h.c.Rollback(ctx, group, alice); return err }, func() bool { return h.ref.rollback(group) })
 	case k < 8:
 		h.do(func() error { _, err := h.c.Release(ctx, name, ""); return err }, func() { h.ref.release(name) })

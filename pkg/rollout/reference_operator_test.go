@@ -319,7 +319,7 @@ func (m *reference) rollback(group string) bool {
 		if len(back) == 0 {
 			continue
 		}
-		for name, v := range back {
+		for name, v := range back { // a hard hold does not keep it back, as built: finding 4
 			if one := m.meta(name, v); v != "" && (one.Version != v || one.Ended(m.now)) {
 				return false
 			}

@@ -146,9 +146,19 @@ func (t *transaction) quiet(name string) {
 	for _, id := range t.activeIDs() {
 		r := t.look(id)
 		if _, ok := r.brings(name); ok && !r.Deadline.IsZero() && !t.now.Before(r.Deadline) {
-			t.edit(id).Deadline = time.Time{}
+			t.edit(id).Deadline = t.next(r)
 		}
 	}
+}
+
+// next returns the earliest deadline of what a rollout brings that is still to come; zero: none is.
+func (t *transaction) next(r *Rollout) (next time.Time) {
+	for c := range r.live() {
+		if last, _ := t.soonest(c.Secret, c.To, t.policy.Groups()); t.now.Before(last) {
+			next = sooner(next, last)
+		}
+	}
+	return next
 }
 
 // nextDeadline returns when something has to be overruled next; zero: never.

@@ -46,8 +46,6 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	return o
 }
 
-func (c *Controller) unobserve(id uint64) { delete(c.watches, id) }
-
 // watchLength is how long a wave is watched: shorter where what the later waves serve ends soon.
 func (t *transaction) watchLength(r *Rollout) time.Duration {
 	if r.Deadline.IsZero() {

@@ -20,7 +20,7 @@ func (m *reference) advance(r *refRollout) bool {
 		r.wave++
 		m.advance(r)
 		return true
-	case r.paused || r.parked && m.occupied(r, w):
+	case r.paused || (r.parked || w.stalled) && m.occupied(r, w):
 		return m.idle(r, w)
 	case w.state == Pending:
 		return m.enter(r, w)
@@ -449,11 +449,9 @@ func (m *reference) moving(r *refRollout, w *refWave, b ballot) bool {
 	case b.acked < b.expected && !enough:
 		return false
 	case len(w.members) > 0 && b.acked == 0 && !r.is(Add) && !r.is(Remove) && !r.is(Emergency):
-		if w.stalled {
-			return false
-		}
-		w.stalled = true // it holds no slot any more
-		return true
+		was := w.stalled
+		w.stalled, r.state = true, Moving // it holds no slot any more
+		return !was
 	default:
 		return m.pass(r, w)
 	}

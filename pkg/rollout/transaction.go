@@ -24,6 +24,7 @@ type transaction struct {
 	last     uint64
 	touched  bool                    // a rollout changed in a way that only its members show
 	versions map[string][]cache.Meta // that were read
+	quieted  string                  // a secret whose deadlines were just looked at
 }
 
 func (c *Controller) begin() *transaction {

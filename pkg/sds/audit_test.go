@@ -311,6 +311,26 @@ func TestForgottenRecordIsMadeAgain(t *testing.T) {
 	})
 }
 
+func TestQuestionThatWaitsForARecordIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, d := audited(t)
+		d.auto = true
+		f.rotate(t, "canary", "a")
+		e := f.envoy(t, Delta, "edge-1")
+		e.subscribe("a")
+		e.expect("a")
+		f.gate.mu.Lock()
+		clear(f.gate.passed)
+		f.gate.mu.Unlock()
+		d.auto = false
+		e.subscribe("a") // it has that version, and asks again
+		e.silent()
+		d.write()
+		e.expect("a")
+		e.silent()
+	})
+}
+
 // Names of clients that one certificate covers are one record for a node.
 func TestAliasesAreOneRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

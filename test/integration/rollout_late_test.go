@@ -1,0 +1,82 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sds-server/sds-server/internal/admin"
+	"github.com/sds-server/sds-server/internal/bootstrap"
+	"github.com/sds-server/sds-server/internal/testenv"
+	"github.com/sds-server/sds-server/pkg/rollout"
+)
+
+// An Envoy that starts after the end of a rollout and refuses the version takes it back.
+func TestLateNACKTakesBack(t *testing.T) {
+	t.Parallel()
+	const bad, good = "bad.example", "good.example"
+	e := newEdge(t)
+	e.policy.UndoWindow = time.Hour
+	must(t, e.rollout.Reconfigure(t.Context(), e.policy))
+	ca, err := testenv.NewAuthority(e.Dir, "ca")
+	must(t, err)
+	old, other := e.accept(ca, bad), e.accept(ca, good)
+	version := e.sneak(ca, bad) // nobody is there who could refuse it
+	must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
+		if n := e.rollout.Ended()[rollout.Done]; n != 3 || len(e.rollout.Active()) > 0 {
+			return fmt.Errorf("%d rollouts are done, want 3: %+v", n, e.rollout.Active())
+		}
+		return nil
+	}))
+
+	e.startNode("canary", bootstrap.Delta, []string{bad, good})
+	e.expectHold(version)
+	e.serves("canary", bad, old)
+	e.startNode("production", bootstrap.Delta, []string{bad, good})
+	e.serves("production", bad, old)
+	e.expectNodes(bad, version)
+	for _, g := range edgeGroups {
+		e.serves(g, good, other)
+	}
+	history, err := e.rollout.History(t.Context())
+	must(t, err)
+	if r := history[2]; r.State != rollout.RolledBack || !strings.HasPrefix(r.Reason, "after its end: ") {
+		t.Errorf("got %s: %s", r.State, r.Reason)
+	}
+}
+
+// A handshake that fails after the end takes a version back from every group.
+func TestLateHandshakeTakesBack(t *testing.T) {
+	t.Parallel()
+	s, stranger := startFailing(t, "watch: 0s, undo_window: 1h", true)
+	a := s.brings(s.ca, site)
+	s.reaches(a, rollout.Done)
+	beside := s.brings(s.ca, bystanderSite)
+	s.reaches(beside, rollout.Done)
+
+	// The port of an Envoy gets another owner, with a chain that clients do not accept.
+	leaf, err := stranger.Issue(testenv.LeafOptions{DNSNames: []string{site}})
+	must(t, err)
+	other := s.https["production-2"]
+	s.https["production-2"] = s.Address()
+	s.startPinned("production", 2, other, sample{Name: site, Chain: string(leaf.CertPEM), Key: string(leaf.KeyPEM)})
+	p := s.Process(testenv.ProcessOptions{Name: "verify", Path: binary(t), Args: []string{"verify", "--group", "production", "-c", s.config}})
+	if code, err := p.Wait(s.Ready()); err != nil || code != 1 {
+		t.Errorf("verify: exit code %d, %v; want 1: the chain is bad", code, err)
+	}
+	must(t, testenv.Eventually(s.Ready(), func(context.Context) error {
+		if r := s.seen(*a.Rollout); r.State != rollout.RolledBack || !strings.HasPrefix(r.Reason, "after its end: handshake: ") {
+			return fmt.Errorf("rollout %d is %s (%s)", r.ID, r.State, r.Reason)
+		}
+		return nil
+	}))
+	s.allServe(site, s.serials[site])
+	s.allServe(bystanderSite, beside.Serial)
+	i := slices.IndexFunc(s.status().Held, func(h admin.Hold) bool { return h.Version == a.Version })
+	if i < 0 || s.status().Held[i].Kind != rollout.Hard {
+		t.Errorf("held are %+v, want %s of %s", s.status().Held, a.Version[:12], site)
+	}
+}

@@ -58,6 +58,7 @@ func (s *server) auditRollouts(_ context.Context, records []rollout.Record) {
 		case r.Ended:
 			entries = append(entries, audit.Entry{Event: eventReleased, Secret: r.Hold.Secret, Version: string(r.Hold.Version), Detail: string(r.Hold.Kind)})
 		default:
+			s.reissuer.held()
 			entries = append(entries, audit.Entry{
 				Event: eventHeld, Secret: r.Hold.Secret, Version: string(r.Hold.Version), Detail: fmt.Sprintf("%s: %s", r.Hold.Kind, r.Hold.Reason),
 			})

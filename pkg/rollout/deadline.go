@@ -50,8 +50,8 @@ func (t *transaction) overruled(h Hold) time.Time {
 	if h.Handshake {
 		last = end
 	}
-	if !last.IsZero() && !t.now.Before(last) {
-		return time.Time{} // it was overruled already, or nothing can be done
+	if t.quieted == h.Secret && !last.IsZero() && !t.now.Before(last) {
+		return time.Time{} // it was overruled just now, or nothing can be done
 	}
 	return last
 }
@@ -135,6 +135,7 @@ func (t *transaction) rescues(m cache.Meta) bool {
 
 // quiet sets the deadlines of a secret anew, so that nothing is looked at again before something can be done.
 func (t *transaction) quiet(name string) {
+	t.quieted = name
 	for _, h := range t.c.Holds() {
 		if h.Secret == name && !h.Deadline.IsZero() && !t.now.Before(h.Deadline) {
 			if _, held := t.held(name, h.Version); held {
@@ -145,9 +146,19 @@ func (t *transaction) quiet(name string) {
 	for _, id := range t.activeIDs() {
 		r := t.look(id)
 		if _, ok := r.brings(name); ok && !r.Deadline.IsZero() && !t.now.Before(r.Deadline) {
-			t.edit(id).Deadline = time.Time{}
+			t.edit(id).Deadline = t.next(r)
 		}
 	}
+}
+
+// next returns the earliest deadline of what a rollout brings that is still to come; zero: none is.
+func (t *transaction) next(r *Rollout) (next time.Time) {
+	for c := range r.live() {
+		if last, _ := t.soonest(c.Secret, c.To, t.policy.Groups()); t.now.Before(last) {
+			next = sooner(next, last)
+		}
+	}
+	return next
 }
 
 // nextDeadline returns when something has to be overruled next; zero: never.

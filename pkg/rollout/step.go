@@ -122,7 +122,7 @@ func (t *transaction) advance(ctx context.Context, r *Rollout) (time.Time, error
 	case w == nil:
 		r.log(t.now, Done, "every wave is done", "")
 		return time.Time{}, nil
-	case r.Paused || r.Parked && t.occupied(r, w):
+	case r.Paused || (r.Parked || w.Stalled) && t.occupied(r, w):
 		return t.lookPaused(ctx, r, w)
 	case w.State == Pending:
 		return t.enter(ctx, r, w)

@@ -46,8 +46,6 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	return o
 }
 
-func (c *Controller) unobserve(id uint64) { delete(c.watches, id) }
-
 // watchLength is how long a wave is watched: shorter where what the later waves serve ends soon.
 func (t *transaction) watchLength(r *Rollout) time.Duration {
 	if r.Deadline.IsZero() {
@@ -113,8 +111,7 @@ func (t *transaction) before(r *Rollout, w *Wave) (reason string, recheck time.T
 			}
 		}
 		limit := asked.since.Add(t.policy.Gates[i].Timeout)
-		if !t.now.Before(limit) {
-			delete(t.c.asked, r.ID)
+		if !t.now.Before(limit) { // it is forgotten when the end of the rollout is stored
 			return problem, time.Time{}, true
 		}
 		if again := t.now.Add(time.Second); again.Before(limit) {

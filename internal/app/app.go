@@ -106,7 +106,7 @@ func run(ctx context.Context, opts Options, hup signals) error {
 		return err
 	}
 	defer closeStore()
-	closeAudit, err := s.openAudit(cfg)
+	closeAudit, err := s.openAudit(ctx, cfg)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (term *terminal) shows(b *box, text string, n int) {
 	})
 }
 
-const clear = "\x1b[H\x1b[2J"
+const clearScreen = "\x1b[H\x1b[2J"
 
 // TestWatchOnATerminalRedraws looks at rollouts in place, and ends with the one that is watched.
 func TestWatchOnATerminalRedraws(t *testing.T) {
@@ -82,24 +82,24 @@ func TestWatchOnATerminalRedraws(t *testing.T) {
 	watchAll.Stdout, watchOne.Stdout = all.slave, one.slave
 	b.must(watchAll.Start())
 	b.must(watchOne.Start())
-	all.shows(b, clear+"ROLLOUT   STATE", 2)
-	one.shows(b, clear+"ROLLOUT", 2)
+	all.shows(b, clearScreen+"ROLLOUT   STATE", 2)
+	one.shows(b, clearScreen+"ROLLOUT", 2)
 	b.ok("promote", "--group", "production")
 	if err := watchOne.Wait(); err != nil {
 		t.Errorf("the watch of rollout %d: %v, want exit code 0", id, err)
 	}
 	one.shows(b, "every wave is done", 1)
-	all.shows(b, clear+"no rollout is under way", 1)
+	all.shows(b, clearScreen+"no rollout is under way", 1)
 	b.must(watchAll.Process.Signal(syscall.SIGINT))
 	if err := watchAll.Wait(); err != nil {
 		t.Errorf("the watch: %v, want exit code 0", err)
 	}
 }
 
-// TestRenewalShowsHowFarItsRolloutIs waits for a node that is away.
+// TestRenewalShowsHowFarItsRolloutIs waits for a node that is away, and then for the watch of two waves.
 func TestRenewalShowsHowFarItsRolloutIs(t *testing.T) {
 	t.Parallel()
-	b, _, _, _ := issuedBox(t, settings{})
+	b, _, _, _ := issuedBox(t, settings{Watch: "2s"})
 	n := connect(t, b.SDSSocket(), "n1", "canary", "issued.example")
 	b.eventually(func() error { return n.has("issued.example", "") })
 	n.close()
@@ -116,6 +116,7 @@ func TestRenewalShowsHowFarItsRolloutIs(t *testing.T) {
 	term.shows(b, "\r\x1b[Kissued.example: rollout 2: moving: ", 1) // in place of the one before
 	term.shows(b, "(0 of 1 ACKed)", 2)
 	connect(t, b.SDSSocket(), "n1", "canary", "issued.example")
+	term.shows(b, "s left)", 1)
 	if err := renew.Wait(); err != nil {
 		t.Errorf("renew --wait: %v", err)
 	}

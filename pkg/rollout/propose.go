@@ -267,7 +267,7 @@ func (t *transaction) supersede(in intent) {
 		r.leave(in.secret, why)
 		switch {
 		case !r.empty():
-			r.log(t.now, r.State, why+"; the rest goes on", "")
+			t.goesOn(r, why, "")
 		case r.Unwind == nil:
 			if w := r.current(); w != nil {
 				w.Members = nil

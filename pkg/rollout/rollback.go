@@ -106,7 +106,7 @@ func (t *transaction) apply(ctx context.Context, group string, changes map[strin
 			r.leave(name, why.Reason)
 		}
 		if !r.empty() {
-			r.log(t.now, r.State, why.Reason+": "+some(left)+"; the rest goes on", op.By)
+			t.goesOn(r, why.Reason+": "+some(left), op.By)
 			continue
 		}
 		if w := r.current(); w != nil {

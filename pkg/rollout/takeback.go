@@ -53,7 +53,7 @@ func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
 	}
 	r.Unwind = nil
 	if !r.empty() {
-		r.log(t.now, r.State, u.Reason+"; the rest goes on", u.By)
+		t.goesOn(r, u.Reason, u.By)
 		return nil
 	}
 	if w := r.current(); w != nil && w.State.moved() {

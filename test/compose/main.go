@@ -60,7 +60,7 @@ func outside(ctx context.Context) error {
 			return fmt.Errorf("%w\nhint: apt-get update && apt-get install -y --no-install-recommends docker.io iptables", err)
 		}
 	}
-	if _, err := ensureCompose(ctx); err != nil {
+	if err := fetch(ctx); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "sdsc")
@@ -95,6 +95,22 @@ func outside(ctx context.Context) error {
 	}()
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("%w: %w", errInside, err)
+	}
+	return nil
+}
+
+// fetch brings here what cannot be had in the namespaces: tools, and modules.
+func fetch(ctx context.Context) error {
+	if _, err := ensureCompose(ctx); err != nil {
+		return err
+	}
+	if _, err := testenv.EnsureTools(ctx, nil); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{}, {pebbleModule}} {
+		if _, err := goCommand(ctx, "", nil, append([]string{"mod", "download"}, args...)...); err != nil {
+			return err
+		}
 	}
 	return nil
 }

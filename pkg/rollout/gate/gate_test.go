@@ -280,7 +280,7 @@ func TestReaderForManyAtOnce(t *testing.T) {
 		for i := range 8 {
 			all.Go(func() {
 				for ctx.Err() == nil {
-					r.Read(time.Now())
+					r.Read(time.Now()) //nolint:contextcheck // requests outlive whoever asks
 					if i == 0 {
 						gates[0].Query += "1"
 						r.SetGates([]Gate{gates[0], gates[1]})

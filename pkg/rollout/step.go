@@ -93,7 +93,7 @@ func (c *Controller) carry(ctx context.Context, id uint64) (recheck time.Time, m
 		if err != nil {
 			return time.Time{}, moved, err
 		}
-		if !t.touched && !changed(before, t.look(id)) {
+		if !t.touched && len(t.holds) == 0 && !changed(before, t.look(id)) {
 			return recheck, moved, nil
 		}
 		if err := t.commit(ctx); err != nil {

@@ -122,6 +122,7 @@ type history struct {
 	acts   []string
 	bad    map[version]string // which nodes refuse a version: a group, or "all"
 	gone   map[string]bool    // secrets that left the configuration
+	lives  map[string]time.Duration
 	check  invariants
 
 	crashes   int
@@ -145,7 +146,10 @@ func newHistory(t *testing.T, seed uint64) *history {
 	p.Hook = random.IntN(6) == 0
 	h := &history{
 		seed: seed, random: random, names: []string{"a", "b", "d"}[:1+random.IntN(3)], length: 40,
-		bad: map[version]string{}, gone: map[string]bool{},
+		bad: map[version]string{}, gone: map[string]bool{}, lives: map[string]time.Duration{},
+	}
+	for _, name := range h.names { // a newer version that ends sooner: finding 8
+		h.lives[name] = []time.Duration{90 * day, 90 * day, 2 * time.Hour, time.Hour, 20 * time.Minute}[random.IntN(5)]
 	}
 	p.Managed = func(name string) bool { return !h.gone[name] }
 	h.rig = newRigOn(t, p, &memory{entries: map[string]store.Entry{}})
@@ -396,7 +400,7 @@ func (h *history) accept(name string) string {
 	if h.gone[name] {
 		return "nothing"
 	}
-	life := []time.Duration{90 * day, 90 * day, 2 * time.Hour, time.Hour, 20 * time.Minute}[h.random.IntN(5)]
+	life := h.lives[name]
 	p := Proposal{Secret: newSecret(h.t, name, life), Source: cache.SourceACME, Issuer: []string{"le", "le", "gts"}[h.random.IntN(3)], Reason: "issued"}
 	v := h.cache.Version(p.Secret)
 	what := ""

@@ -40,7 +40,7 @@ func (c *cli) auditList() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				q.Set("since", at.UTC().Format(time.RFC3339))
+				q.Set("since", at.UTC().Format(time.RFC3339Nano))
 			}
 			for key, value := range map[string]string{"secret": secret, "group": group, "event": event} {
 				if value != "" {

@@ -29,6 +29,8 @@ type box struct {
 // settings are what configurations differ in.
 type settings struct {
 	Manual    bool
+	Watch     string   // default 0s
+	Undo      string   // rollout.undo_window
 	Admin     string   // YAML of admin, after its address
 	Groups    []string // default canary and production
 	Issuer    string   // directory URL; default none
@@ -70,7 +72,7 @@ groups:
 {{- range .S.Groups}}
   - {name: {{.}}, identities: ["unix:uid={{$uid}}", "spiffe://sds-server/{{.}}/*"], secrets: ["{{$secrets}}"]{{if $verify}}, verify: {{$verify}}{{end}}}
 {{- end}}
-rollout: {waves: [{{range $i, $g := .S.Groups}}{{if $i}}, {{end}}[{{$g}}]{{end}}], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}, watch: 0s, empty_group: skip}
+rollout: {waves: [{{range $i, $g := .S.Groups}}{{if $i}}, {{end}}[{{$g}}]{{end}}], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}, watch: {{or .S.Watch "0s"}}, undo_window: {{or .S.Undo "30m"}}, empty_group: skip}
 {{.S.Extra}}
 `
 

@@ -54,12 +54,13 @@ func (w *watcher) show(ctx context.Context) error {
 }
 
 func (w *watcher) print(r admin.Rollouts) error {
-	return w.cli.print(r, func(out io.Writer) error {
+	c := w.cli
+	return c.print(r, func(out io.Writer) error {
 		switch {
 		case w.id != 0 && len(r.Rollouts) == 1:
 			return writeRollout(out, r.Rollouts[0], time.Now())
 		case len(r.Rollouts) == 0:
-			return w.cli.printf("no rollout is under way\n")
+			return c.printf("no rollout is under way\n")
 		}
 		return writeRollouts(out, r, time.Now())
 	})

@@ -66,6 +66,8 @@ func TestNoKeyIsShown(t *testing.T) {
 		{"envoy", "bootstrap", "--group", "canary"},
 		{"validate"},
 		{"store", "check"},
+		{"audit", "list"},
+		{"audit", "verify"},
 		{"serve"},
 	} {
 		say(args...)
@@ -75,6 +77,9 @@ func TestNoKeyIsShown(t *testing.T) {
 	log, err := p.Log()
 	b.must(err)
 	stored, err := readText(b.Store())
+	b.must(err)
+
+	trail, err := readText(filepath.Join(b.Dir, "data", "audit.jsonl"))
 	b.must(err)
 
 	keys := n.keys()
@@ -101,7 +106,7 @@ func TestNoKeyIsShown(t *testing.T) {
 		body := strings.ReplaceAll(strings.TrimSpace(key), "\n", "")
 		needles = append(needles, body[len(body)/2-20:len(body)/2+12], string(block.Bytes[36:68]), fmt.Sprintf("%x", block.Bytes[36:68]))
 	}
-	for name, text := range map[string]string{"outputs": said.String(), "log": log, "metrics": metrics, "store": stored} {
+	for name, text := range map[string]string{"outputs": said.String(), "log": log, "metrics": metrics, "store": stored, "audit": trail} {
 		flat := strings.ReplaceAll(strings.ReplaceAll(text, "\n", ""), `\n`, "")
 		for _, needle := range needles {
 			if strings.Contains(text, needle) || strings.Contains(flat, needle) {
@@ -109,7 +114,7 @@ func TestNoKeyIsShown(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(said.String(), "BEGIN CERTIFICATE") || !strings.Contains(log, "certificate issued") {
+	if !strings.Contains(said.String(), "BEGIN CERTIFICATE") || !strings.Contains(log, "certificate issued") || !strings.Contains(trail, `"event":"push"`) {
 		t.Error("the search looked at nothing")
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/sds-server/sds-server/internal/admin"
@@ -86,7 +87,7 @@ func TestVerifyCommand(t *testing.T) {
 
 	s := settings{Verify: fmt.Sprintf(`{endpoints: [{address: "%s", node: n1}], roots_file: "%s", timeout: 300ms}`, l.address, filepath.Join(pairs, "roots.pem"))}
 	b.configure(s)
-	b.start()
+	p = b.start()
 	r := b.run("verify")
 	checkRefusal(t, r, 1, "nothing was looked at")
 	if !strings.Contains(r.out, "not looked at: "+l.address) {
@@ -114,13 +115,30 @@ func TestVerifyCommand(t *testing.T) {
 		t.Errorf("nodes: %s", out)
 	}
 
-	// Renewed, but the old one is still served: the node ACKs, the listener shows it.
+	// Renewed, but the old one is still served: the node ACKs, the listener shows it. Where rollouts looked, too, they would take it back.
+	b.configure(settings{Undo: "1ms"})
+	b.must(p.Signal(syscall.SIGHUP))
+	b.eventually(func() error {
+		if b.run("verify").code == 0 {
+			return errors.New("the group still has verify")
+		}
+		return nil
+	})
 	b.importPair("www", "a2")
 	b.eventually(func() error {
 		if b.version("www") == first {
 			return errors.New("a2 is not there yet")
 		}
 		return n.has("www", "")
+	})
+	s.Undo = "1ms"
+	b.configure(s)
+	b.must(p.Signal(syscall.SIGHUP))
+	b.eventually(func() error {
+		if !strings.Contains(b.run("verify").errs, "is still served") {
+			return errors.New("the group has no verify yet")
+		}
+		return nil
 	})
 	r = b.run("verify", "-o", "json")
 	var v admin.Verification

@@ -76,6 +76,13 @@ func TestWatchGoesOnUntilItIsInterrupted(t *testing.T) {
 			return nil
 		})
 	}
+	b.importPair("www", "a2") // it begins and ends between two looks
+	b.eventually(func() error {
+		if outs[2].count("(renewal www ") == 0 {
+			return errors.New("the renewal was missed")
+		}
+		return nil
+	})
 	for i, cmd := range running {
 		b.must(cmd.Process.Signal(syscall.SIGINT))
 		if err := cmd.Wait(); err != nil {

@@ -28,12 +28,17 @@ type command struct {
 }
 
 // withCommand makes body note what is asked for.
-func withCommand(r *http.Request) (*http.Request, *command) {
-	c := &command{name: commandName(r.Pattern), secret: r.PathValue("name"), version: r.URL.Query().Get("version")}
-	if id := r.PathValue("id"); id != "" {
-		c.take("rollout", id)
+func withCommand(r *http.Request) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), commandKey{}, &command{}))
+}
+
+// commandOf is what is noted of a request so far.
+func commandOf(r *http.Request) *command {
+	c, ok := r.Context().Value(commandKey{}).(*command)
+	if !ok {
+		return &command{} // for tests of single parts
 	}
-	return r.WithContext(context.WithValue(r.Context(), commandKey{}, c)), c
+	return c
 }
 
 // commandName turns the pattern of an operation into the words of the command line.
@@ -99,7 +104,14 @@ func (c *command) take(key, text string) {
 }
 
 // record keeps a command with what came of it, before it is answered. Where the audit file cannot be written the command counts all the same.
-func (s *Server) record(r *http.Request, c *command, result []slog.Attr, refused string) {
+func (s *Server) record(r *http.Request, result []slog.Attr, refused string) {
+	c := commandOf(r)
+	c.name = commandName(r.Pattern)
+	for key, text := range map[string]string{"name": r.PathValue("name"), "version": r.URL.Query().Get("version"), "rollout": r.PathValue("id")} {
+		if text != "" {
+			c.take(key, text)
+		}
+	}
 	for _, a := range result {
 		if a.Key != "secret" || c.secret == "" {
 			c.take(a.Key, a.Value.String())

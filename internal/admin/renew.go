@@ -27,7 +27,6 @@ var errStopping = errors.New("the server is stopping")
 
 // renew answers with a line for each step, and one for the result. The order goes on when the peer goes away.
 func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
-	r, command := withCommand(r)
 	var req RenewRequest
 	if err := body(r, &req); err != nil {
 		answerError(w, err)
@@ -35,7 +34,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 	}
 	log := s.Log.With("operation", "renew", "by", peerOf(r.Context()).String(), "secret", req.Name)
 	log.InfoContext(r.Context(), "operator command", "force", req.Force, "wait", req.Wait, "reason", req.Reason)
-	s.record(r, command, nil, "")
+	s.record(r, nil, "")
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	flow := renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()}
 	result, err := flow.run(r.Context())
@@ -48,7 +47,7 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 		_, e := describe(err)
 		if _, logged := errors.AsType[*issuer.Error](err); !logged { // a failed order is logged once, by the loop
 			log.WarnContext(r.Context(), "operator command refused or failed", "err", e.Message)
-			s.record(r, command, nil, e.Message)
+			s.record(r, nil, e.Message)
 		}
 		flow.say(Renewal{Error: e})
 	}

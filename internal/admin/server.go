@@ -170,7 +170,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(w, withCommand(r))
 	})
 }
 
@@ -201,17 +201,16 @@ func (s *Server) read(get func(*http.Request) (any, error)) http.Handler {
 // act is read for what changes something: it leaves a line in the log, and an entry in the audit trail.
 func (s *Server) act(do func(*http.Request) (any, error)) http.Handler {
 	return s.read(func(r *http.Request) (any, error) {
-		r, command := withCommand(r)
 		v, err := do(r)
 		log := s.Log.With("operation", r.URL.Path, "by", peerOf(r.Context()).String())
 		if err != nil {
 			_, e := describe(err)
 			log.WarnContext(r.Context(), "operator command refused", "err", e.Message)
-			s.record(r, command, nil, e.Message)
+			s.record(r, nil, e.Message)
 			return nil, err
 		}
 		log.LogAttrs(r.Context(), slog.LevelInfo, "operator command", summary(v)...)
-		s.record(r, command, summary(v), "")
+		s.record(r, summary(v), "")
 		return v, nil
 	})
 }
@@ -297,8 +296,6 @@ func body(r *http.Request, into any) error {
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return fail(http.StatusBadRequest, "request: more than one value", "")
 	}
-	if c, ok := r.Context().Value(commandKey{}).(*command); ok {
-		c.note(into)
-	}
+	commandOf(r).note(into)
 	return nil
 }

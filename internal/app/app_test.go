@@ -75,7 +75,7 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	t.Cleanup(func() { must(t, sealed.Close()) })
 	p.store = &hookedStore{Store: sealed}
 	p.server.store = p.store
-	closeAudit, err := p.openAudit(cfg)
+	closeAudit, err := p.openAudit(t.Context(), cfg)
 	must(t, err)
 	t.Cleanup(closeAudit)
 	must(t, p.build(t.Context(), cfg, nil))
@@ -130,6 +130,8 @@ func (p *parts) body(group string) []byte {
 type absent struct{}
 
 // Progress implements rollout.Fleet.
+func (absent) Displaces(string, string, []string) bool { return false }
+
 func (absent) Progress(group string, _ map[string]secret.Version) []rollout.NodeProgress {
 	if group != "canary" {
 		return nil

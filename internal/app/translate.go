@@ -96,6 +96,11 @@ func socketPath(address string) (string, bool) { return strings.CutPrefix(addres
 // fleet lets the rollout controller ask the SDS edge.
 type fleet struct{ edge *sds.Server }
 
+// Displaces implements rollout.Fleet.
+func (f fleet) Displaces(group, name string, dnsNames []string) bool {
+	return f.edge.Displaces(group, name, dnsNames)
+}
+
 // Progress implements rollout.Fleet.
 func (f fleet) Progress(group string, want map[string]secret.Version) []rollout.NodeProgress {
 	nodes := f.edge.Progress(group, want)

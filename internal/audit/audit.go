@@ -23,9 +23,9 @@ import (
 )
 
 const (
-	// maxKept is how many entries are kept in memory while the file cannot be written, and
+	// maxKept is how many entries are kept in memory while the file cannot be written.
 	maxKept = 10_000
-	// maxKeptBytes is how large they may be together.
+	// maxKeptBytes is how large they may be together, roughly.
 	maxKeptBytes = 32 << 20
 	// stallTime is how long one commit may take before nobody waits for it any more.
 	stallTime = 5 * time.Second

@@ -150,12 +150,6 @@ func (l *Log) count() uint64 {
 	return l.commits
 }
 
-func (l *Log) waiting() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.queue)
-}
-
 func wantErr(t testing.TB, got, want error) {
 	t.Helper()
 	if !errors.Is(got, want) {

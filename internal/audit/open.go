@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -76,7 +75,7 @@ func (l *Log) adopt(file *os.File) error {
 		if err := file.Truncate(found.size); err != nil {
 			return err
 		}
-		l.log.WarnContext(context.Background(), "unfinished entry at the end of the audit file cut off", "file", l.opts.Path, "bytes", torn)
+		l.log.Warn("unfinished entry at the end of the audit file cut off", "file", l.opts.Path, "bytes", torn)
 		l.Add(Entry{Event: EventRepaired, Detail: fmt.Sprintf("an unfinished entry at the end, of %d bytes, was cut off: the server, or the machine, had ended while it was written", torn)})
 	}
 	if found.bad > 0 {
@@ -93,7 +92,7 @@ func (l *Log) adopt(file *os.File) error {
 // damaged says loudly that somebody else has changed the file.
 func (l *Log) damaged(problem string) {
 	l.metrics.broken.Set(1)
-	l.log.ErrorContext(context.Background(), "audit file is damaged; `audit verify` names the line", "file", l.opts.Path, "problem", problem)
+	l.log.Error("audit file is damaged; `audit verify` names the line", "file", l.opts.Path, "problem", problem)
 }
 
 // ending is where a file ends.
@@ -119,9 +118,6 @@ func findEnd(file *os.File, size int64) (ending, error) {
 		e, parseErr := parse(line.text)
 		if parseErr == nil {
 			found.end = head{e.Seq, e.Hash}
-			if line.begin == 0 && e.Event == EventBegins {
-				found.end.hash = e.Prev
-			}
 			found.end.seq += uint64(found.bad)
 			return found, nil
 		}

@@ -76,8 +76,8 @@ func TestBrokenChainStopsNothingAndIsLoud(t *testing.T) {
 			must(t, l.check(t.Context()))
 			gauge(t, l.metrics.broken, 1)
 			r := verified(t, l)
-			if want := uint64(line + 1); r.Line != want || r.Bad != 1 || r.Last == 0 {
-				t.Errorf("%s: got %+v, want line %d and no other", name, r, want)
+			if want := uint64(line + 1); r.Line != want || r.Bad != 1 || r.Last != 7 {
+				t.Errorf("%s: got %+v, want line %d and no other, and entry 7 at the end", name, r, want)
 			}
 			if !strings.Contains(log.String(), "level=ERROR") {
 				t.Errorf("got %s, want an error", log)

@@ -146,8 +146,19 @@ func TestListIsWhatTheFiltersSay(t *testing.T) {
 	must(t, l.Append(t.Context(), all...))
 	all = whole(t, path)
 	for _, f := range []Filter{
-		{}, {Limit: 1}, {Limit: 7}, {Secret: "s3"}, {Secret: "none"}, {Group: "canary"}, {Group: "production", Limit: 5}, {Event: "push"}, {Event: "rollout"},
-		{Event: "rollout_done", Secret: "s2", Group: "canary"}, {Since: begin.Add(290 * time.Second)}, {Since: time.Now()}, {Event: "roll"},
+		{},
+		{Limit: 1},
+		{Limit: 7},
+		{Secret: "s3"},
+		{Secret: "none"},
+		{Group: "canary"},
+		{Group: "production", Limit: 5},
+		{Event: "push"},
+		{Event: "rollout"},
+		{Event: "rollout_done", Secret: "s2", Group: "canary"},
+		{Since: begin.Add(290 * time.Second)},
+		{Since: time.Now()},
+		{Event: "roll"},
 	} {
 		want := []Entry{}
 		for _, e := range all {

@@ -1,10 +1,10 @@
 package audit
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,7 +70,7 @@ func (l *Log) turn(kept []Entry) []Entry {
 	}
 	stalled := time.AfterFunc(l.opts.stall, func() { l.fail(items, fmt.Errorf("the disk did not answer within %s", l.opts.stall)) })
 	begin := time.Now()
-	err := l.store(append(kept[:len(kept):len(kept)], note...))
+	err := l.store(append(slices.Clip(kept), note...))
 	stalled.Stop()
 	if err != nil {
 		l.fail(items, err)
@@ -204,7 +204,7 @@ func (l *Log) fail(items []*Item, err error) {
 	l.mu.Unlock()
 	if first {
 		l.metrics.failing.Set(1)
-		l.log.ErrorContext(context.Background(), "audit file cannot be written: keys are served all the same, entries are kept in memory", "file", l.opts.Path, "err", err)
+		l.log.Error("audit file cannot be written: keys are served all the same, entries are kept in memory", "file", l.opts.Path, "err", err)
 	}
 	l.release(items, errors.Join(ErrFailing, err))
 }
@@ -224,7 +224,7 @@ func (l *Log) recover(note []Entry, lost uint64) {
 		return
 	}
 	l.metrics.failing.Set(0)
-	l.log.WarnContext(context.Background(), "audit file is written again", "file", l.opts.Path, "lost", lost)
+	l.log.Warn("audit file is written again", "file", l.opts.Path, "lost", lost)
 	l.Add(follows...)
 	l.poke() // what came meanwhile
 }
@@ -250,9 +250,8 @@ func (l *Log) shut(kept int) {
 		_ = l.file.Close() // everything is synced
 		l.file = nil
 	}
-	ctx := context.Background()
 	if kept > 0 {
-		l.log.ErrorContext(ctx, "audit entries are lost", "entries", kept, "file", l.opts.Path)
+		l.log.Error("audit entries are lost", "entries", kept, "file", l.opts.Path)
 	}
-	l.log.InfoContext(ctx, "audit file closed", "file", l.opts.Path, "entry", l.end.seq, "hash", l.end.hash)
+	l.log.Info("audit file closed", "file", l.opts.Path, "entry", l.end.seq, "hash", l.end.hash)
 }

@@ -331,19 +331,19 @@ type Rollout struct {
 	Waves [][]string `mapstructure:"waves"`
 	// Promotion is "auto" (default) or "manual".
 	Promotion string `mapstructure:"promotion"`
-	// Watch is the time of watching for each wave; default 0 until watching is built.
+	// Watch is the time of watching for each wave; default 5 m, 0 for none.
 	Watch time.Duration `mapstructure:"watch"`
 	// AckTimeout runs from the send; default 1 m.
 	AckTimeout time.Duration `mapstructure:"ack_timeout"`
-	// MinAcked is the share of nodes that must ACK in per cent, 1 to 100; default 100.
+	// MinAcked is the share of connected nodes that must ACK in per cent, 1 to 100; default 100.
 	MinAcked int `mapstructure:"min_acked"`
 	// NodeGrace is how long a disconnected node holds its wave; default 10 m.
 	NodeGrace time.Duration `mapstructure:"node_grace"`
-	// EmptyGroup is "skip" (default for now: an empty group counts as ACKed) or "wait".
+	// EmptyGroup is "wait" (default: a group in which no node subscribes to a changed name holds its wave until the deadline) or "skip".
 	EmptyGroup string `mapstructure:"empty_group"`
 	// RetryAfter is when softly held changes are tried again; default 1 h.
 	RetryAfter time.Duration `mapstructure:"retry_after"`
-	// UndoWindow is how long a rollout can be undone as a whole; default 30 m.
+	// UndoWindow is how long after its end a rollout can still be undone; default 30 m.
 	UndoWindow time.Duration `mapstructure:"undo_window"`
 	Gates      []Gate        `mapstructure:"gates"`
 	Hook       Hook          `mapstructure:"hook"`
@@ -351,21 +351,24 @@ type Rollout struct {
 	Freeze     []Freeze      `mapstructure:"freeze"`
 }
 
-// Gate is a Prometheus query that has to stay low while a wave is watched. At least one of Max and MaxIncrease is set.
+// Gate is a Prometheus query that has to stay low while a wave is watched. At least one of Max and MaxIncrease is set; where both are, both hold.
 type Gate struct {
 	Name string `mapstructure:"name"`
 	// Prometheus is the base URL.
-	Prometheus  string   `mapstructure:"prometheus"`
-	Query       string   `mapstructure:"query"`
-	Max         *float64 `mapstructure:"max"`
-	MaxIncrease *Amount  `mapstructure:"max_increase"`
-	// Timeout of the gate; default 1 m.
+	Prometheus string `mapstructure:"prometheus"`
+	// Query is PromQL that returns one number.
+	Query string `mapstructure:"query"`
+	// Max is the highest value that passes.
+	Max *float64 `mapstructure:"max"`
+	// MaxIncrease is the highest rise over the value before the wave: a number, or a share of that value.
+	MaxIncrease *Amount `mapstructure:"max_increase"`
+	// Timeout is how long a value is waited for before the gate has failed; default 1 m. One request takes at most 10 s of it.
 	Timeout time.Duration `mapstructure:"timeout"`
 }
 
 // Hook is a command that can stop a wave. It runs without a shell.
 type Hook struct {
-	// Command is an absolute program and its arguments; none means no hook.
+	// Command is an absolute program and its arguments; none means no hook. Others than root and us must not be able to change it.
 	Command []string `mapstructure:"command"`
 	// Timeout of one run; default 1 m.
 	Timeout time.Duration `mapstructure:"timeout"`

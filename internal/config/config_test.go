@@ -58,8 +58,8 @@ func TestDefaultsAreThoseOfTheInterfaces(t *testing.T) {
 		}},
 		Groups: []Group{{Name: "edge", Secrets: []string{"*"}}},
 		Rollout: Rollout{
-			Waves: [][]string{{"edge"}}, Promotion: "auto", AckTimeout: time.Minute, MinAcked: 100,
-			NodeGrace: 10 * time.Minute, EmptyGroup: "skip", RetryAfter: time.Hour, UndoWindow: 30 * time.Minute,
+			Waves: [][]string{{"edge"}}, Promotion: "auto", Watch: 5 * time.Minute, AckTimeout: time.Minute, MinAcked: 100,
+			NodeGrace: 10 * time.Minute, EmptyGroup: "wait", RetryAfter: time.Hour, UndoWindow: 30 * time.Minute,
 			Hook: Hook{Timeout: time.Minute},
 		},
 		Audit: Audit{Retention: 26280 * time.Hour},
@@ -186,12 +186,12 @@ func TestUnsupportedKeysNameKeysOfTheSchema(t *testing.T) {
 func TestRefusedKeyHidesOnlyItsOwnDetails(t *testing.T) {
 	dir := newDir(t)
 	content := readTestdata(t, "good/minimal.yaml")["minimal"] +
-		"rollout: {watch: 5m, gates: [{name: broken}], promotion: never}\n"
+		"rollout: {promotion: never}\nstore: {etcd: {prefix: broken}}\ndrills: true\n"
 	_, err := loadIn(t, dir, content, false)
 	want := []string{
-		"rollout.watch: not supported yet: rollout.watch; leave it out or set 0s",
-		"rollout.gates: not supported yet: rollout.gates",
 		`rollout.promotion: want auto or manual, got "never"`,
+		"store.etcd: not supported yet: store.etcd",
+		"drills: not supported yet: drills",
 	}
 	if diff := cmp.Diff(want, errorLines(t, err, dir)); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
@@ -237,7 +237,7 @@ func TestEnvironmentIsStrict(t *testing.T) {
 	t.Setenv("SDS_SERVER_ZZZ", "x")
 	t.Setenv("SDS_SERVER_ROLLOUT_MIN_ACKED", "all")
 	t.Setenv("SDS_SERVER_ROLLOUT_ACK_TIMEOUT", "60")
-	t.Setenv("SDS_SERVER_ROLLOUT_WATCH", "5m")
+	t.Setenv("SDS_SERVER_DRILLS", "true")
 	t.Setenv("SDS_SERVER_HTTP_INSECURE", "1")
 	t.Setenv("SDS_SERVER_STORE_BACKEND", "sqlite")
 	dir := newDir(t)
@@ -249,7 +249,7 @@ func TestEnvironmentIsStrict(t *testing.T) {
 		`SDS_SERVER_ROLLOUT_ACK_TIMEOUT: want a duration such as 90s, 5m or 12h, got "60"`,
 		`SDS_SERVER_ROLLOUT_MIN_ACKED: want a whole number, got "all"`,
 		`SDS_SERVER_ZZZ: unknown environment variable`,
-		`rollout.watch: not supported yet: rollout.watch; leave it out or set 0s`,
+		`drills: not supported yet: drills`,
 		`store.backend: want bbolt or etcd, got "sqlite"`,
 	}
 	slices.Sort(got)

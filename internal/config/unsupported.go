@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -20,9 +19,6 @@ type unsupportedKey struct {
 
 // unsupportedKeys is the table; it gets shorter with every feature, and ends empty.
 func unsupportedKeys() []unsupportedKey {
-	not := func(accepted any) func(any) bool {
-		return func(value any) bool { return value != accepted }
-	}
 	is := func(refused any) func(any) bool {
 		return func(value any) bool { return value == refused }
 	}
@@ -40,16 +36,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "certificates[].issuers", refuses: hasSeveral, hint: "name one issuer"},
 		{key: "certificates[].challenge", refuses: isLaterChallenge, hint: "use http-01"},
 		{key: "certificates[].backup"},
-		{key: "rollout.watch", refuses: isNotZero, hint: "leave it out or set 0s"},
-		{key: "rollout.min_acked", refuses: not(100), hint: "leave it out or set 100"},
-		{key: "rollout.node_grace"},
-		{key: "rollout.empty_group", refuses: is("wait"), hint: "leave it out or set skip: a group without nodes counts as ACKed"},
-		{key: "rollout.retry_after"},
-		{key: "rollout.undo_window"},
-		{key: "rollout.gates"},
-		{key: "rollout.hook"},
-		{key: "rollout.windows"},
-		{key: "rollout.freeze"},
 		{key: "drills"},
 	}
 }
@@ -61,10 +47,6 @@ func hasSeveral(value any) bool {
 
 func isLaterChallenge(value any) bool {
 	return value == challengeTLSALPN01 || value == challengeDNS01
-}
-
-func isNotZero(value any) bool {
-	return fmt.Sprint(value) != "0s"
 }
 
 // refusals returns one problem for each place where c sets a key of the table.

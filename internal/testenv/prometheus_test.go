@@ -2,6 +2,7 @@ package testenv_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -64,7 +65,9 @@ func TestPrometheusScrapesItsTargetsAndKeepsItsData(t *testing.T) {
 			if err := server.Close(); err != nil {
 				t.Error(err)
 			}
-			<-served
+			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+				t.Error(err)
+			}
 		})
 		paths[i] = "http://" + address + paths[i]
 	}

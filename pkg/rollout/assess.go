@@ -12,6 +12,9 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 	s := t.sight(r, w)
 	w.Nodes = s.verdict.nodes
 	d := t.policy.decide(r, w, s, t.now)
+	if d.pass || d.failed != "" || len(d.culprits) > 0 { // it is stored with the transition
+		shown{sight: s, at: t.now}.dress(t.policy, w)
+	}
 	if n := s.verdict.nack; n != nil && r.emergency() { // reported, and not undone
 		t.hold(n.Secret, n.Version, Hard, s.verdict.refusal())
 	}

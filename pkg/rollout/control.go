@@ -68,7 +68,7 @@ func (c *Controller) Resume(ctx context.Context, id uint64, op Operator) (Contro
 func (c *Controller) Abort(ctx context.Context, id uint64, op Operator) (Control, error) {
 	return c.control(ctx, id, func(t *transaction, r *Rollout) (bool, error) {
 		switch {
-		case r.State == Aborted:
+		case r.State == Aborted || r.Unwind != nil && r.Unwind.End == Aborted:
 			return false, nil
 		case r.State.Ended():
 			return false, fmt.Errorf("rollout %d is %s: %w; `rollout undo` takes back one that is done", id, r.State, ErrState)
@@ -85,7 +85,7 @@ func (c *Controller) Abort(ctx context.Context, id uint64, op Operator) (Control
 func (c *Controller) Undo(ctx context.Context, id uint64, op Operator) (Control, error) {
 	return c.control(ctx, id, func(t *transaction, r *Rollout) (bool, error) {
 		switch {
-		case r.State == RolledBack:
+		case r.State == RolledBack || r.Unwind != nil && r.Unwind.End == RolledBack && r.empty():
 			return false, nil
 		case r.State != Done:
 			return false, fmt.Errorf("rollout %d is %s: %w; `rollout abort` takes back one that is under way", id, r.State, ErrState)
@@ -211,7 +211,7 @@ func (c *Controller) Hold(ctx context.Context, name string, version secret.Versi
 			}
 			r.log(t.now, Aborted, op.because(name+" version "+m.Version.Short()+" was held"), op.By)
 		} else {
-			r.log(t.now, r.State, op.because(name+" version "+m.Version.Short()+" was held; the rest goes on"), op.By)
+			t.goesOn(r, op.because(name+" version "+m.Version.Short()+" was held"), op.By)
 		}
 	}
 	if err := t.commit(ctx); err != nil {

@@ -17,10 +17,42 @@ const lastPart = 20
 // deadline returns when a version begins the last part of its life, and when it ends; zero: never.
 func (t *transaction) deadline(name string, version secret.Version) (last, end time.Time) {
 	m, ok := t.Meta(name, version)
-	if !ok || m.NotAfter.IsZero() {
+	if !ok {
+		return time.Time{}, time.Time{}
+	}
+	return lifeOf(m)
+}
+
+// lifeOf returns when a version begins the last part of its life, and when it ends; zero: never.
+func lifeOf(m cache.Meta) (last, end time.Time) {
+	if m.NotAfter.IsZero() {
 		return time.Time{}, time.Time{}
 	}
 	return m.NotAfter.Add(-m.NotAfter.Sub(m.NotBefore) / lastPart), m.NotAfter
+}
+
+// redate finds the deadlines of secrets anew of which groups have gone to other versions: these may end sooner.
+func (t *transaction) redate(changes map[string]secret.Version) {
+	for _, h := range t.c.Holds() {
+		if _, ok := changes[h.Secret]; !ok {
+			continue
+		}
+		if now, held := t.held(h.Secret, h.Version); held {
+			t.holds[holdID{h.Secret, h.Version}] = &now
+		}
+	}
+	for _, id := range t.activeIDs() {
+		for name := range changes {
+			r := t.look(id)
+			to, ok := r.brings(name)
+			if !ok || r.emergency() || r.addition() || r.removal() {
+				continue
+			}
+			if last, _ := t.soonest(name, to, t.policy.Groups()); !last.IsZero() && (r.Deadline.IsZero() || last.Before(r.Deadline)) {
+				t.edit(id).Deadline = last
+			}
+		}
+	}
 }
 
 // soonest returns the earliest deadline and end of what groups serve of a secret, leaving out those that serve a version.

@@ -15,6 +15,8 @@ import (
 type Fleet interface {
 	// Progress returns the nodes of a group that subscribe, or did when last seen, to at least one of the wanted secrets.
 	Progress(group string, want map[string]secret.Version) []NodeProgress
+	// Displaces reports whether a new secret with these DNS names might take the place of another one under names that nodes of the group have asked for.
+	Displaces(group, name string, dnsNames []string) bool
 }
 
 // NodeProgress is how one node stands with the wanted versions.

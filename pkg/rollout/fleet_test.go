@@ -33,7 +33,12 @@ type node struct {
 type fleet struct {
 	mu    sync.Mutex
 	nodes []*node
+
+	displaced string // group whose nodes would lose a name to a new secret
 }
+
+// Displaces implements Fleet.
+func (f *fleet) Displaces(group, _ string, _ []string) bool { return group == f.displaced }
 
 // Progress implements Fleet.
 func (f *fleet) Progress(group string, want map[string]secret.Version) []NodeProgress {

@@ -40,7 +40,7 @@ type Promotion struct {
 // add notes that a rollout is let go up to a wave.
 func (p *Promotion) add(r *Rollout, wave int) {
 	p.Rollouts = append(p.Rollouts, r.ID)
-	for _, c := range r.Change {
+	for c := range r.live() {
 		p.Changes = append(p.Changes, fmt.Sprintf("%s of %s: %s -> %s", c.Kind, c.Secret, short(c.From), short(c.To)))
 	}
 	for _, w := range r.Waves[r.Wave : wave+1] {
@@ -52,7 +52,7 @@ func (p *Promotion) add(r *Rollout, wave int) {
 	}
 }
 
-// Promote lets the rollouts that wait for a group go on (id 0: all of them), up to the wave that holds the group. A rolled back rollout
+// Promote lets the rollouts that wait for a group go on (id 0: all of them), up to the wave that holds the group. A rolled back or aborted rollout
 // named by its id is begun again, and its manual and soft holds are released. Where there are many, those that were let go before an
 // error stay so.
 func (c *Controller) Promote(ctx context.Context, group string, id uint64, op Operator) (Promotion, error) {
@@ -150,7 +150,7 @@ func (t *transaction) revive(ctx context.Context, id uint64, op Operator) (uint6
 	if err != nil {
 		return 0, err
 	}
-	if old.State != RolledBack {
+	if old.State != RolledBack && old.State != Aborted {
 		return 0, fmt.Errorf("rollout %d is %s: nothing of it waits", id, old.State)
 	}
 	var next uint64

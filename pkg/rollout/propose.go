@@ -160,7 +160,7 @@ func (t *transaction) kind(ctx context.Context, in intent, behind []string) (Kin
 			continue
 		}
 		asked = append(asked, have)
-		if chainChanges(find(have), find(in.version)) {
+		if have == "" || chainChanges(find(have), find(in.version)) {
 			return Chain, nil
 		}
 	}
@@ -235,13 +235,20 @@ func (t *transaction) sort(name string, version secret.Version, covered map[stri
 	for _, g := range t.policy.Groups() {
 		switch have, ok := t.has(g, name); {
 		case covered[g]:
-		case !ok && version != "":
+		case !ok && version != "" && !t.displaces(g, name, version):
 			lacking = append(lacking, g)
-		case ok && have != version:
+		case have != version:
 			behind = append(behind, g)
 		}
 	}
 	return lacking, behind
+}
+
+// displaces reports whether a secret that a group does not have would take names from others there: then it can make something worse, and is no
+// addition.
+func (t *transaction) displaces(group, name string, version secret.Version) bool {
+	m, ok := t.Meta(name, version)
+	return ok && t.c.fleet.Displaces(group, name, m.DNSNames)
 }
 
 // supersede takes a secret out of the rollouts under way that bring another version of it, or that are too slow.
@@ -260,7 +267,7 @@ func (t *transaction) supersede(in intent) {
 		r.leave(in.secret, why)
 		switch {
 		case !r.empty():
-			r.log(t.now, r.State, why+"; the rest goes on", "")
+			t.goesOn(r, why, "")
 		case r.Unwind == nil:
 			if w := r.current(); w != nil {
 				w.Members = nil

@@ -191,7 +191,7 @@ func (t *transaction) dropHeld(r *Rollout) {
 	case r.empty():
 		r.log(t.now, RolledBack, why, "")
 	case why != "":
-		r.log(t.now, r.State, why+"; the rest goes on", "")
+		t.goesOn(r, why, "")
 	}
 }
 
@@ -324,6 +324,19 @@ func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
 	}
 	r.log(t.now, Moving, fmt.Sprintf("wave %d (%s) was switched", r.Wave+1, some(w.Groups)), "")
 	return nil
+}
+
+// goesOn says that something has left a rollout. Nodes that subscribe to nothing of the rest are not waited for any more.
+func (t *transaction) goesOn(r *Rollout, why, by string) {
+	r.log(t.now, r.State, why+"; the rest goes on", by)
+	w := r.current()
+	if w == nil || w.State != Moving {
+		return
+	}
+	w.Members, w.Nodes.Expected = nil, 0
+	for _, g := range w.Moved {
+		t.muster(r, w, g)
+	}
 }
 
 // muster notes which nodes of a group have to ACK: those that are connected, and those that were a moment ago.

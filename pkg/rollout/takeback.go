@@ -53,7 +53,7 @@ func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
 	}
 	r.Unwind = nil
 	if !r.empty() {
-		r.log(t.now, r.State, u.Reason+"; the rest goes on", u.By)
+		t.goesOn(r, u.Reason, u.By)
 		return nil
 	}
 	if w := r.current(); w != nil && w.State.moved() {
@@ -85,8 +85,11 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secret
 		}
 		back[c.Secret] = to
 	}
-	_, err = t.Move(ctx, group, back, why)
-	return stays, err
+	if _, err := t.Move(ctx, group, back, why); err != nil {
+		return "", err
+	}
+	t.redate(back)
+	return stays, nil
 }
 
 // fallback returns the version that a group goes back to from a change, and the index of the move that brought the change: the newest
@@ -100,6 +103,10 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 		if fit, err = t.usable(ctx, c.Secret, to); err != nil {
 			break
 		}
+		lasting, err := t.lasts(ctx, c.Secret, to)
+		if err != nil {
+			return "", by, false, err
+		}
 		var before int
 		var from secret.Version
 		if before, from, err = t.brought(ctx, moves[:i], c.Secret, to); err != nil {
@@ -109,7 +116,7 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 		if sure, err = t.confirmed(ctx, group, c.Secret, moves, before); err != nil {
 			break
 		}
-		if fit && sure {
+		if fit && sure && lasting {
 			return to, by, true, nil
 		}
 		if fit && spare == nil {
@@ -137,6 +144,18 @@ func (t *transaction) brought(ctx context.Context, moves []cache.Move, name stri
 		}
 	}
 	return -1, "", nil
+}
+
+// lasts reports whether a version is not in the last part of its life: then another one is better, if there is any.
+func (t *transaction) lasts(ctx context.Context, name string, v secret.Version) (bool, error) {
+	versions, err := t.stored(ctx, name)
+	for _, m := range versions {
+		if m.Version == v {
+			last, _ := lifeOf(m)
+			return last.IsZero() || t.now.Before(last), err
+		}
+	}
+	return true, err
 }
 
 // usable reports whether a version may be served again.

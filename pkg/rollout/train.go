@@ -49,6 +49,9 @@ func (t *transaction) fits(r, o *Rollout) bool {
 			return false
 		}
 	}
+	if len(r.Change)+len(o.Change) > maxTrain {
+		return false
+	}
 	w := o.current()
 	if wait, _ := t.wantsPromotion(o, w); wait || t.wantsNode(o, w) != "" {
 		return false

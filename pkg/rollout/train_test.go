@@ -323,3 +323,28 @@ func TestHeldVersionEndsItsRolloutAndStaysWhereItIs(t *testing.T) {
 		}
 	})
 }
+
+func TestNodeOfAChangeThatLeftATrainIsNotWaitedFor(t *testing.T) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+		r.node("c1", "canary", "x")
+		a := r.node("ca", "canary", "a")
+		r.node("cb", "canary", "b")
+		for _, n := range []string{"x", "a", "b"} {
+			r.serve(n)
+		}
+		r.accept("x")
+		r.accept("a")
+		b2 := r.accept("b")
+		a.silent = true
+		r.pass(70 * time.Second)
+		r.want("b", versions{"canary": b2})
+		r.edit(a, (*node).disconnect) // it would be waited for, up to its grace
+		a3 := r.accept("a")
+		r.pass(5 * time.Minute)
+		r.want("b", r.all(b2))
+		r.want("a", versions{"canary": r.at("canary", "a")})
+		if r.at("production", "a") == a3 {
+			t.Error("a has passed canary without its node")
+		}
+	})
+}

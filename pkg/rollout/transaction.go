@@ -148,6 +148,9 @@ const (
 // commit stores everything in one step and then makes it visible. A transaction without effect is dropped. Where an operator's step
 // holds or ends more than one commit takes, those come first: a crash in between leaves versions held, and nothing moved.
 func (t *transaction) commit(ctx context.Context) error {
+	if err := t.dateHolds(ctx); err != nil {
+		return err
+	}
 	records, err := t.records()
 	if err != nil {
 		return err
@@ -178,6 +181,25 @@ func (t *transaction) commit(ctx context.Context) error {
 	}
 	t.c.history = t.c.history[len(forgotten):]
 	t.publish(ctx, records)
+	return nil
+}
+
+// dateHolds completes new holds on versions that no group is at.
+func (t *transaction) dateHolds(ctx context.Context) error {
+	for id, h := range t.holds {
+		if h == nil || !h.NotAfter.IsZero() {
+			continue
+		}
+		versions, err := t.stored(ctx, id.secret)
+		if err != nil {
+			return err
+		}
+		for _, m := range versions {
+			if m.Version == id.version {
+				h.NotAfter = m.NotAfter
+			}
+		}
+	}
 	return nil
 }
 

@@ -106,7 +106,7 @@ func (t *transaction) before(r *Rollout, w *Wave) (reason string, recheck time.T
 			problem = fmt.Sprintf("gate %q is at %g, over %g, before the wave begins", result.Name, *result.Value, *result.Max)
 		}
 		for _, one := range readings {
-			if !one.At.Before(asked.read) { // it is asked again
+			if !one.At.Before(asked.read) && t.now.Sub(one.At) >= time.Second { // it is asked again
 				asked.read = one.At.Add(1)
 			}
 		}

@@ -388,3 +388,23 @@ func (l *lister) List(ctx context.Context, prefix string) ([]store.Entry, int64,
 	l.prefixes = append(l.prefixes, prefix)
 	return l.Store.List(ctx, prefix)
 }
+
+func TestNewSecretThatTakesNamesFromAnotherGoesByWaves(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "production"))
+	c := r.node("c1", "canary", "new")
+	r.node("p1", "production", "new")
+	r.fleet.displaced = "canary"
+	c.refuses = func(string, secret.Version) bool { return true }
+	v1 := r.serve("new")
+	r.want("new", versions{"canary": "", "production": v1}) // production loses nothing by it
+	if r.held("new", v1) != Hard {
+		t.Errorf("held %q, want hard", r.held("new", v1))
+	}
+	r.fleet.displaced = "production"
+	c.refuses = nil
+	v2 := r.serve("other")
+	r.want("other", r.all(v2)) // canary gets it at once, then production
+	if got := r.get(r.c.last); got.Change[0].Kind != Chain || got.Waves[0].Groups[0] != "canary" {
+		t.Errorf("got %+v, want production to wait for canary's nodes", got)
+	}
+}

@@ -430,3 +430,35 @@ func TestEnvoyThatHasSomethingIsNotRevokedByARejectedVersion(t *testing.T) {
 		})
 	}
 }
+
+func TestDisplacesTellsWhichNewSecretWouldTakeAName(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f := newFleet(t, Limits{})
+		f.certify(t, "canary", "wild", "*.a.example")
+		f.certify(t, "canary", "own.a.example", "own.a.example")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("1.a.example", "own.a.example", "nobody.b.example")
+		synctest.Wait()
+		for _, row := range []struct {
+			name     string
+			dnsNames []string
+			want     bool
+		}{
+			{"new", []string{"1.a.example"}, true},
+			{"new", []string{"1.A.example"}, true},
+			{"new", []string{"*.a.example"}, true},
+			{"1.a.example", []string{"elsewhere.example"}, true}, // by its own name
+			{"new", []string{"2.a.example"}, false},              // nobody has asked for it
+			{"new", []string{"own.a.example"}, false},            // a secret's own name
+			{"new", []string{"nobody.b.example"}, false},         // nothing stands there yet
+			{"wild", []string{"*.a.example"}, false},
+		} {
+			if got := f.Displaces("canary", row.name, row.dnsNames); got != row.want {
+				t.Errorf("%s with %v: got %v, want %v", row.name, row.dnsNames, got, row.want)
+			}
+		}
+		if f.Displaces("production", "new", []string{"1.a.example"}) {
+			t.Error("another group's nodes count")
+		}
+	})
+}

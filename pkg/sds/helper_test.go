@@ -174,6 +174,7 @@ type fleet struct {
 	store    *disk
 	limits   Limits
 	groups   []Group
+	pushes   Pushes
 	stopRun  func()
 }
 
@@ -241,7 +242,7 @@ func (f *fleet) start(t testing.TB) {
 	f.registry = prometheus.NewRegistry()
 	log := slog.New(slog.NewTextHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.Server, err = New(t.Context(), Options{
-		Cache: f.cache, Policy: NewPolicy(f.groups), Limits: f.limits, Replica: "replica-1", Log: log, Registerer: f.registry, Store: f.store,
+		Cache: f.cache, Policy: NewPolicy(f.groups), Limits: f.limits, Replica: "replica-1", Log: log, Registerer: f.registry, Store: f.store, Pushes: f.pushes,
 		OnChange: func(string) { f.changes.Add(1) },
 	})
 	if err != nil {

@@ -322,7 +322,7 @@ func TestNodeThatChangesItsGroupLeavesTheOldOne(t *testing.T) {
 		e := connect("canary")
 		elapse(time.Minute)
 		e.leave()
-		e = connect("production")
+		connect("production")
 		f.waits(t, "a", v, "edge-1 unsubscribed")
 		elapse(time.Minute)
 		if n := f.entries(t)["edge-1"]; n.Group != "production" || len(f.entries(t)) != 1 {

@@ -231,3 +231,22 @@ func (s *Server) count() map[string]map[State]int {
 	}
 	return counts
 }
+
+// Displaces reports whether nodes of a group that were given another secret's certificate under a name that they asked for (on-demand) might be given
+// that of a new secret of this name, with these DNS names, instead.
+func (s *Server) Displaces(group, name string, dnsNames []string) bool {
+	policy := s.rights.Load().policy
+	if !policy.Allowed(group, name) {
+		return false
+	}
+	names := []string{strings.ToLower(name)}
+	for _, n := range dnsNames {
+		names = append(names, strings.ToLower(n))
+	}
+	for _, asked := range s.ledger.asked(group, names) {
+		if res := s.wanted(policy, group, asked); res != nil && res.Name != name && res.Name != asked {
+			return true
+		}
+	}
+	return false
+}

@@ -22,6 +22,8 @@ func TestGroupIsLookedAtSoonAfterItIsHeardOf(t *testing.T) {
 		<-time.After(30 * time.Second)
 		p.Changed("g")
 		<-time.After(10 * time.Second)
+		p.wants.mu.Lock()
+		defer p.wants.mu.Unlock()
 		var got []time.Duration
 		for _, at := range p.wants.asked {
 			got = append(got, at.Sub(begin))

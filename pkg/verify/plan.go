@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 const (

@@ -60,7 +60,7 @@ func outside(ctx context.Context) error {
 			return fmt.Errorf("%w\nhint: apt-get update && apt-get install -y --no-install-recommends docker.io iptables", err)
 		}
 	}
-	if _, err := ensureCompose(ctx); err != nil {
+	if err := fetch(ctx); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "sdsc")
@@ -99,6 +99,22 @@ func outside(ctx context.Context) error {
 	return nil
 }
 
+// fetch brings here what cannot be had in the namespaces: tools, and modules.
+func fetch(ctx context.Context) error {
+	if _, err := ensureCompose(ctx); err != nil {
+		return err
+	}
+	if _, err := testenv.EnsureTools(ctx, nil); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{}, {pebbleModule}} {
+		if _, err := goCommand(ctx, "", nil, append([]string{"mod", "download"}, args...)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // inside runs the test as the first process of its namespaces.
 func inside(ctx context.Context, dir string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -106,6 +122,7 @@ func inside(ctx context.Context, dir string) (err error) {
 	if err := settle(); err != nil {
 		return err
 	}
+	unix.Umask(0o022) // the containers' users read the copy of the working tree
 	begin := time.Now()
 	t := &test{dir: dir, out: os.Stdout}
 	defer func() {

@@ -127,6 +127,9 @@ func (s standIn) load(ctx context.Context, e *engine, tag, work string) error {
 	return err
 }
 
+// pebbleModule has the files that are in Pebble's image.
+const pebbleModule = "github.com/letsencrypt/pebble/v2@" + testenv.PebbleVersion
+
 // entryPoint does what that of the official image does with arguments that begin with the name of a program.
 const entryPoint = "#!/bin/sh\nset -e\nexec \"$@\"\n"
 
@@ -161,7 +164,7 @@ func fillPebble(ctx context.Context, a *archive, tag, _ string) error {
 	if err := a.program(tools.Pebble, "/app"); err != nil {
 		return err
 	}
-	source, err := goCommand(ctx, "", nil, "mod", "download", "-json", "github.com/letsencrypt/pebble/v2@"+testenv.PebbleVersion)
+	source, err := goCommand(ctx, "", nil, "mod", "download", "-json", pebbleModule)
 	if err != nil {
 		return err
 	}

@@ -92,33 +92,54 @@ func (t *test) tour(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	prelude := ""
+	var functions strings.Builder // of the shell, for the lines after them
 	for i, line := range lines {
-		if steps[i].wait != nil {
-			if err := steps[i].wait(t, ctx); err != nil {
-				return fmt.Errorf("before %q: %w", line, err)
-			}
+		if strings.Contains(line, "() {") {
+			functions.WriteString(line + "\n")
 		}
-		if strings.Contains(line, "() {") { // a function of the shell, for the lines after it
-			prelude += line + "\n"
-		}
-		t.say("$ %s", line)
-		begin := time.Now()
-		out, err := t.shell(ctx, prelude+line)
-		if err != nil {
-			return fmt.Errorf("%s: %w", line, err)
-		}
-		t.show(out)
-		if time.Since(begin) > 2*time.Second {
-			t.took(line[:min(len(line), 50)], begin)
-		}
-		if steps[i].check != nil {
-			if err := steps[i].check(t, ctx, out); err != nil {
-				return fmt.Errorf("after %q: %w", line, err)
-			}
+		if err := t.step(ctx, steps[i], line, functions.String()); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// step runs one line, and looks at what it should have done. No handshake may have failed since the beginning.
+func (t *test) step(ctx context.Context, s step, line, functions string) error {
+	if s.wait != nil {
+		if err := bounded(ctx, func(ctx context.Context) error { return s.wait(t, ctx) }); err != nil {
+			return fmt.Errorf("before %q: %w", line, err)
+		}
+	}
+	t.say("$ %s", line)
+	begin := time.Now()
+	out, err := t.shell(ctx, functions+line)
+	if err != nil {
+		return fmt.Errorf("%s: %w", line, err)
+	}
+	t.show(out)
+	if time.Since(begin) > 2*time.Second {
+		t.took(line[:min(len(line), 50)], begin)
+	}
+	if s.check != nil {
+		err = bounded(ctx, func(ctx context.Context) error { return s.check(t, ctx, out) })
+	}
+	for group, load := range t.load {
+		if load.Failed() > 0 {
+			err = errors.Join(err, fmt.Errorf("%s: %d handshakes failed: %w", group, load.Failed(), errors.Join(load.Errors()...)))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("after %q: %w", line, err)
+	}
+	return nil
+}
+
+// bounded gives a look at the state of things its time: all that is waited for takes seconds.
+func bounded(ctx context.Context, look func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	return look(ctx)
 }
 
 // show prints what a command has printed, its last lines: the output of a build is long.
@@ -243,9 +264,7 @@ func (t *test) productionIsNew(ctx context.Context, _ string) error {
 
 // waiting waits until a rollout waits for its promotion.
 func (t *test) waiting(ctx context.Context) error {
-	bounded, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	return testenv.Eventually(bounded, func(ctx context.Context) error {
+	return testenv.Eventually(ctx, func(ctx context.Context) error {
 		var r admin.Rollouts
 		if err := t.ask(ctx, &r, "rollout status"); err != nil {
 			return err
@@ -306,10 +325,20 @@ func (t *test) rememberVersions(ctx context.Context) (err error) {
 
 // servesWithoutServer: the container has ended by SIGKILL and stays so, and the Envoys serve on.
 func (t *test) servesWithoutServer(ctx context.Context, _ string) error {
+	goals := map[string]int{}
 	for group, load := range t.load {
-		if err := load.WaitMade(ctx, 200); err != nil {
-			return fmt.Errorf("%s: %w", group, err)
+		goals[group] = load.Made() + 200
+	}
+	err := testenv.Eventually(ctx, func(context.Context) error {
+		for group, load := range t.load {
+			if made := load.Made(); made < goals[group] && load.Failed() == 0 { // a failed one is reported by step
+				return fmt.Errorf("%s: %d of %d handshakes made", group, made, goals[group])
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	state, err := t.engine.docker(ctx, nil, "inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "sds-server")
 	if err != nil {

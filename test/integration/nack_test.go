@@ -33,6 +33,7 @@ type edge struct {
 	cache   *cache.Cache
 	server  *sds.Server
 	rollout *rollout.Controller
+	policy  rollout.Policy
 	envoys  map[string]*testenv.Envoy
 	https   map[string]string
 }
@@ -51,7 +52,7 @@ func startEdge(t *testing.T, api bootstrap.API, names ...string) *edge {
 // newEdge makes an edge without Envoys.
 func newEdge(t *testing.T) *edge {
 	t.Helper()
-	e := &edge{T: testenv.NewT(t), envoys: map[string]*testenv.Envoy{}, https: map[string]string{}}
+	e := &edge{T: testenv.NewT(t), policy: edgePolicy(), envoys: map[string]*testenv.Envoy{}, https: map[string]string{}}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	var err error
 	e.store, err = bbolt.Open(bbolt.Options{Path: filepath.Join(e.Dir, "data", "store.db")})
@@ -68,9 +69,9 @@ func newEdge(t *testing.T) *edge {
 		OnChange: func(string) { e.rollout.Wake() },
 	})
 	must(t, err)
-	e.rollout, err = rollout.New(t.Context(), rollout.Options{Cache: e.cache, Store: e.store, Fleet: ledger{e.server}, Policy: edgePolicy(), Log: log, Released: e.server.Release, Refers: e.server.Refers})
+	e.rollout, err = rollout.New(t.Context(), rollout.Options{Cache: e.cache, Store: e.store, Fleet: ledger{e.server}, Policy: e.policy, Log: log, Released: e.server.Release, Refers: e.server.Refers})
 	must(t, err)
-	must(t, e.rollout.Reconfigure(t.Context(), edgePolicy()))
+	must(t, e.rollout.Reconfigure(t.Context(), e.policy))
 	e.background(e.rollout.Run)
 	e.background(e.server.Run)
 	return e
@@ -126,6 +127,10 @@ func (e *edge) startEnvoy(group string, o bootstrap.Options) {
 // ledger lets the controller ask the edge, as the server does.
 type ledger struct{ server *sds.Server }
 
+func (l ledger) Displaces(group, name string, dnsNames []string) bool {
+	return l.server.Displaces(group, name, dnsNames)
+}
+
 func (l ledger) Progress(group string, want map[string]secret.Version) []rollout.NodeProgress {
 	var out []rollout.NodeProgress
 	for _, n := range l.server.Progress(group, want) {
@@ -173,7 +178,7 @@ func (e *edge) sneak(ca *testenv.Authority, name string, dnsNames ...string) sec
 	must(e, err)
 	_, err = e.store.Commit(e.Context(), nil, []store.Operation{store.Put(store.Key("secret", name, string(version)), record)})
 	must(e, err)
-	must(e, e.rollout.Reconfigure(e.Context(), edgePolicy()))
+	must(e, e.rollout.Reconfigure(e.Context(), e.policy))
 	return version
 }
 

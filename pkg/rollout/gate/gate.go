@@ -26,8 +26,9 @@ const (
 	maxRequest = 10 * time.Second
 	// failurePause is the time from the end of a request that failed to the next one for the gate.
 	failurePause = time.Second
-	// pause is the same after a request that was answered. It keeps a caller whose clock was set back from asking without an end.
-	pause = 100 * time.Millisecond
+	// pause is the same after a request that was answered. It keeps a caller that asks again on each wake, or whose clock was set back, from
+	// asking without an end.
+	pause = 500 * time.Millisecond
 )
 
 // Gate is a query of which the newest value is wanted.

@@ -66,7 +66,7 @@ func readUntil(tb testing.TB, r *Reader, since time.Time, want func(Reading) boo
 	tb.Helper()
 	var last Reading
 	err := testenv.Eventually(tb.Context(), func(context.Context) error {
-		last = r.Read(since)[0]
+		last = r.Read(since)[0] //nolint:contextcheck // requests outlive whoever asks
 		if last.At.IsZero() || !want(last) {
 			return fmt.Errorf("got %+v", last)
 		}

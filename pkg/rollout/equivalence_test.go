@@ -486,22 +486,6 @@ func (h *history) nodeAct() string {
 	return id + " goes, or comes"
 }
 
-// sooner reports whether something would bring a version back that ends sooner than what is served: deadlines do not follow (finding 8).
-func (h *history) sooner(do func(*reference) bool) bool {
-	c := h.ref.clone()
-	if !do(c) {
-		return false
-	}
-	for g, at := range c.serves {
-		for name, v := range at {
-			if have := h.ref.serves[g][name]; have != v && c.meta(name, v).NotAfter.Before(c.meta(name, have).NotAfter) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // operate is what an operator wishes; one that is refused has to be refused by both.
 func (h *history) operate(name, group string, id int) string {
 	ctx := h.ctx()
@@ -529,10 +513,6 @@ func (h *history) operate(name, group string, id int) string {
 		h.do(func() error { _, err := h.c.Promote(ctx, group, 0, alice); return err }, func() { h.ref.promote(group) })
 		return "promote " + group
 	case k < 6:
-		if h.sooner(func(c *reference) bool { return c.rollback(group) }) {
-			return "nothing"
-		}
-		h.check.back = group
 		return both("rollback "+group, func() error { _, err := h.c.Rollback(ctx, group, alice); return err }, func() bool { return h.ref.rollback(group) })
 	case k < 8:
 		h.do(func() error { _, err := h.c.Release(ctx, name, ""); return err }, func() { h.ref.release(name) })
@@ -544,14 +524,8 @@ func (h *history) operate(name, group string, id int) string {
 	case k < 16:
 		return control("resume", func(id uint64) (Control, error) { return h.c.Resume(ctx, id, alice) }, h.ref.resume)
 	case k < 17:
-		if h.sooner(func(c *reference) bool { return c.abort(id) }) {
-			return "nothing"
-		}
 		return control("abort", func(id uint64) (Control, error) { return h.c.Abort(ctx, id, alice) }, h.ref.abort)
 	case k < 18:
-		if h.sooner(func(c *reference) bool { return c.undo(id) }) {
-			return "nothing"
-		}
 		return control("undo", func(id uint64) (Control, error) { return h.c.Undo(ctx, id, alice) }, h.ref.undo)
 	default:
 		stored := h.ref.stored[name]

@@ -401,8 +401,8 @@ func (m *reference) takeBack(r *refRollout, groups, names []string, end State) {
 	m.end(r, end)
 }
 
-// earlierVersion is the newest version in a group's history before one that is stored, neither expired nor held, and was carried
-// through; one that was not comes only after those. It returns also which move brought the one that is left.
+// earlierVersion is the newest version in a group's history before one that is stored, neither expired nor held, was carried
+// through, and is not in the last part of its life; one that was not, or is, comes only after those. It returns also which move brought the one that is left.
 func (m *reference) earlierVersion(group, name string, v version) (to version, by int, ok bool) {
 	by = -1
 	var spare *version
@@ -414,7 +414,7 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 			continue
 		}
 		if candidate && m.usable(name, look) { // this move brought the candidate
-			if m.carriedThrough(group, name, moves[i].rollout) {
+			if last, _ := m.lastPart(name, look); !last && m.carriedThrough(group, name, moves[i].rollout) {
 				return look, by, true
 			}
 			if spare == nil {
@@ -426,7 +426,7 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 		}
 		look, candidate = moves[i].from[name], true
 	}
-	if candidate && m.usable(name, look) { // nothing that is remembered brought it
+	if last, _ := m.lastPart(name, look); candidate && m.usable(name, look) && (!last || spare == nil) { // nothing that is remembered brought it
 		return look, by, true
 	}
 	if spare != nil {

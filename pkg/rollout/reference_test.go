@@ -39,7 +39,6 @@ type refHold struct {
 	kind      HoldKind
 	since     time.Time
 	handshake bool
-	notAfter  time.Time
 }
 
 type refRollout struct {
@@ -172,7 +171,7 @@ func (m *reference) retry() {
 		}
 	}
 	slices.SortFunc(over, func(a, b holdID) int {
-		return cmp.Or(m.holds[a].notAfter.Compare(m.holds[b].notAfter), strings.Compare(a.secret, b.secret))
+		return cmp.Or(m.meta(a.secret, a.version).NotAfter.Compare(m.meta(b.secret, b.version).NotAfter), strings.Compare(a.secret, b.secret))
 	})
 	for _, id := range over {
 		delete(m.holds, id)
@@ -322,11 +321,7 @@ func (m *reference) hold(name string, v version, kind HoldKind, handshake bool) 
 	if v == "" || have != nil && have.kind.weight() >= kind.weight() {
 		return
 	}
-	h := &refHold{kind: kind, since: m.now, handshake: handshake}
-	if slices.ContainsFunc(m.policy.Groups(), func(g string) bool { return m.serves[g][name] == v }) { // as built: finding 2
-		h.notAfter = m.meta(name, v).NotAfter
-	}
-	m.holds[holdID{name, v}] = h
+	m.holds[holdID{name, v}] = &refHold{kind: kind, since: m.now, handshake: handshake}
 }
 
 func (m *reference) isHeld(name string, v version) bool { return m.holds[holdID{name, v}] != nil }

@@ -96,7 +96,7 @@ func (c *Controller) carry(ctx context.Context, id uint64) (recheck time.Time, m
 		if err != nil {
 			return time.Time{}, moved, err
 		}
-		if !t.touched && !changed(before, t.look(id)) {
+		if !t.touched && len(t.holds) == 0 && !changed(before, t.look(id)) {
 			return recheck, moved, nil
 		}
 		if err := t.commit(ctx); err != nil {
@@ -341,10 +341,13 @@ func (t *transaction) goesOn(r *Rollout, why, by string) {
 	if w == nil || w.State != Moving {
 		return
 	}
-	w.Members, w.Nodes.Expected = nil, 0
-	for _, g := range w.Moved {
-		t.muster(r, w, g)
+	subscribes := map[string]bool{}
+	for g, nodes := range t.c.progress(r, w) {
+		for _, n := range nodes {
+			subscribes[memberKey(g, n.Identity, n.Node)] = true
+		}
 	}
+	w.Members = slices.DeleteFunc(slices.Clone(w.Members), func(m Member) bool { return !subscribes[m.Node] })
 }
 
 // muster notes which nodes of a group have to ACK: those that are connected, and those that were a moment ago.

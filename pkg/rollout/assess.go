@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/sds-server/sds-server/pkg/secret"
 )
 
 // assess looks at a wave under way, and makes the transition that follows from what is seen.
@@ -24,8 +26,15 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 	case d.failed != "" && r.emergency():
 		return t.pass(ctx, r, w, d.failed)
 	case d.failed != "":
-		t.holdAll(r, Soft, d.failed)
-		return time.Time{}, t.takeBack(ctx, r, w, r.secrets(), d.failed)
+		names := r.secrets()
+		if d.late {
+			names = t.unanswered(r, w)
+		}
+		for _, name := range names {
+			to, _ := r.brings(name)
+			t.hold(name, to, Soft, d.failed)
+		}
+		return time.Time{}, t.takeBack(ctx, r, w, names, d.failed)
 	case d.pass:
 		return t.pass(ctx, r, w, d.note)
 	case d.stall:
@@ -35,6 +44,24 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 		w.Members, t.touched = s.verdict.members, true
 	}
 	return d.recheck, nil
+}
+
+// unanswered are the secrets of a train that late nodes have not ACKed: the others do not wait for them. Where that cannot be told, it is all.
+func (t *transaction) unanswered(r *Rollout, w *Wave) []string {
+	var names []string
+	for c := range r.live() {
+		for _, g := range w.Groups {
+			waits := func(n NodeProgress) bool { return n.Connected && !n.Acked && n.Nacked == nil }
+			if slices.ContainsFunc(t.c.fleet.Progress(g, map[string]secret.Version{c.Secret: c.To}), waits) {
+				names = append(names, c.Secret)
+				break
+			}
+		}
+	}
+	if len(names) == 0 {
+		return r.secrets()
+	}
+	return names
 }
 
 // lookPaused takes a wave back that is refused while its rollout has no slot; nothing else happens to it.

@@ -33,6 +33,7 @@ type decision struct {
 	note     string // for the log, where it passes
 	culprits []culprit
 	failed   string // without a culprit
+	late     bool   // because a node did not answer
 	recheck  time.Time
 }
 
@@ -81,7 +82,7 @@ func (p Policy) moving(r *Rollout, w *Wave, s sight) decision {
 	case s.verdict.late != "" && r.emergency():
 		return decision{pass: true, note: s.verdict.late + " did not answer within " + p.AckTimeout.String()}
 	case s.verdict.late != "" && !enough:
-		return decision{failed: fmt.Sprintf("%s did not answer within %s", s.verdict.late, p.AckTimeout)}
+		return decision{failed: fmt.Sprintf("%s did not answer within %s", s.verdict.late, p.AckTimeout), late: true}
 	case r.emergency() && n.Acked+n.Nacked == n.Expected:
 		return decision{pass: true}
 	case n.Acked < n.Expected && !enough:

@@ -214,10 +214,19 @@ func (t *transaction) mustWait(r *Rollout, w *Wave, e earlier) (reason string, r
 	if why := t.wantsNode(r, w); why != "" { // before what comes and goes: each other reason is stored
 		return why, time.Time{}
 	}
-	if t.occupied(r, w) {
+	if t.occupied(r, w) || r.Alone && t.now.Before(r.Started.Add(t.policy.RetryAfter)) && t.wanted(r, w) {
 		return "until another change has left " + some(w.Groups), time.Time{}
 	}
 	return "", time.Time{}
+}
+
+// wanted reports whether a change that is not tried again, but new, waits for groups of the wave: it goes first.
+func (t *transaction) wanted(r *Rollout, w *Wave) bool {
+	return slices.ContainsFunc(t.activeIDs(), func(id uint64) bool {
+		other := t.look(id)
+		return id != r.ID && other.ready() && slices.ContainsFunc(other.current().Groups, func(g string) bool { return slices.Contains(w.Groups, g) }) &&
+			t.free(other)
+	})
 }
 
 // wantsNode says which group has no node that subscribes to what changes, where such a node is waited for.

@@ -126,7 +126,7 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 			spare = new(to)
 		}
 		if !fit && i == by {
-			if last, err = t.servedThough(ctx, c.Secret, to); err != nil {
+			if last, err = t.servedThough(ctx, c.Secret, to, moves, before); err != nil {
 				break
 			}
 		}
@@ -141,8 +141,18 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 	return *spare, by, true, nil
 }
 
-// servedThough returns a version that is held, but was not seen to be bad by clients, and has not expired: a deadline has brought it, say.
-func (t *transaction) servedThough(ctx context.Context, name string, v secret.Version) (*secret.Version, error) {
+// servedThough returns a version that a deadline had brought although it was held, if clients were not seen to reject it, and it has not expired.
+func (t *transaction) servedThough(ctx context.Context, name string, v secret.Version, moves []cache.Move, by int) (*secret.Version, error) {
+	if by < 0 || moves[by].Rollout == 0 {
+		return nil, nil
+	}
+	r, err := t.c.Rollout(ctx, moves[by].Rollout)
+	if errors.Is(err, ErrNoRollout) || err == nil && !r.emergency() {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	problem, err := t.unfit(ctx, name, v)
 	if h, held := t.held(name, v); err != nil || problem != "" || held && h.Handshake {
 		return nil, err

@@ -45,18 +45,25 @@ func (r *Rollout) sameWay(o *Rollout) bool {
 // fits reports whether another rollout's changes may join: each secret once, none of them held or refused, and none waits for something.
 func (t *transaction) fits(r, o *Rollout) bool {
 	for c := range o.live() {
-		if _, held := t.held(c.Secret, c.To); held || slices.ContainsFunc(r.Change, func(have Change) bool { return have.Secret == c.Secret }) {
+		if slices.ContainsFunc(r.Change, func(have Change) bool { return have.Secret == c.Secret }) {
 			return false
 		}
 	}
-	if len(r.Change)+len(o.Change) > maxTrain {
+	return len(r.Change)+len(o.Change) <= maxTrain && t.free(o)
+}
+
+// free reports whether a waiting rollout waits for nothing but its groups.
+func (t *transaction) free(r *Rollout) bool {
+	for c := range r.live() {
+		if _, held := t.held(c.Secret, c.To); held {
+			return false
+		}
+	}
+	w := r.current()
+	if wait, _ := t.wantsPromotion(r, w); wait || t.wantsNode(r, w) != "" {
 		return false
 	}
-	w := o.current()
-	if wait, _ := t.wantsPromotion(o, w); wait || t.wantsNode(o, w) != "" {
-		return false
-	}
-	e := t.askEarlier(o, w)
+	e := t.askEarlier(r, w)
 	return e.reason == ""
 }
 

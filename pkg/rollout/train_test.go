@@ -348,3 +348,47 @@ func TestNodeOfAChangeThatLeftATrainIsNotWaitedFor(t *testing.T) {
 		}
 	})
 }
+
+func TestSilentNodeDelaysNoSecretThatItDoesNotHave(t *testing.T) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+		r.node("c1", "canary", "x", "healthy")
+		silent := r.node("c2", "canary", "a")
+		for _, n := range []string{"x", "a", "healthy"} {
+			r.serve(n)
+		}
+		silent.silent = true
+		r.accept("x")
+		a2, healthy := r.accept("a"), r.accept("healthy")
+		r.pass(6 * time.Minute)
+		r.want("healthy", r.all(healthy))
+		if r.held("a", a2) != Soft || r.held("healthy", healthy) != "" {
+			t.Errorf("holds are %+v, want a alone", r.c.Holds())
+		}
+	})
+}
+
+func TestWhatIsTriedAgainDoesNotDelayWhatIsNew(t *testing.T) {
+	run(t, waves("auto", "canary", "production").watched(5*time.Minute), func(t *testing.T, r *rig) {
+		names := []string{"a", "b", "d", "e", "f"}
+		c := r.node("c1", "canary", names...)
+		r.node("c2", "canary", "new")
+		r.serve("new")
+		for _, n := range names {
+			r.serve(n)
+		}
+		c.silent = true
+		for _, n := range names {
+			r.accept(n)
+		}
+		r.pass(10 * time.Minute) // all of them are held softly
+		c.silent = false
+		r.pass(55 * time.Minute) // and the first is tried again
+		v := r.accept("new")
+		r.pass(16 * time.Minute)
+		r.want("new", r.all(v))
+		r.pass(2 * time.Hour)
+		if len(r.c.Holds())+len(r.c.Active()) != 0 {
+			t.Errorf("held %+v, under way %d", r.c.Holds(), len(r.c.Active()))
+		}
+	})
+}

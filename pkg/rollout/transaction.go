@@ -124,7 +124,9 @@ func (t *transaction) put(h Hold) {
 		return
 	}
 	if have, ok := t.held(h.Secret, h.Version); ok && have.Kind.weight() >= h.Kind.weight() {
-		t.holds[holdID{h.Secret, h.Version}] = &have // its deadline is found anew
+		if !t.overruled(have).Equal(have.Deadline) { // groups have moved since
+			t.holds[holdID{h.Secret, h.Version}] = &have
+		}
 		return
 	}
 	h.Since = t.now

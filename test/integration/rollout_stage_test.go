@@ -50,6 +50,7 @@ type stageGroup struct {
 	name  string
 	nodes int
 	more  []string // endpoints of the site to be looked at besides
+	only  bool     // none but those
 	with  []string // other groups of its wave
 }
 
@@ -114,6 +115,9 @@ func (s *stage) configure() {
 		fmt.Fprintf(&listeners, "    - {address: \"unix://%s\", groups: [%s]}\n", s.sdsSocket(g.name), g.name)
 		var endpoints []string
 		for _, node := range s.nodesOf(g.name) {
+			if g.only {
+				break
+			}
 			endpoints = append(endpoints, fmt.Sprintf("{address: %q, node: %s}", s.https[node], node))
 		}
 		for _, address := range g.more {
@@ -125,7 +129,7 @@ func (s *stage) configure() {
 		}
 		fmt.Fprintf(&groups, "  - {name: %s, identities: [\"unix:uid=%d\"], secrets: [\"*\"]%s}\n", g.name, os.Getuid(), verify)
 		for _, other := range g.with {
-			fmt.Fprintf(&groups, "  - {name: %s, secrets: [\"*\"]}\n", other)
+			fmt.Fprintf(&groups, "  - {name: %[1]s, identities: [\"spiffe://test/%[1]s\"], secrets: [\"*\"]}\n", other)
 		}
 		waves = append(waves, "["+strings.Join(append(slices.Clone(g.with), g.name), ", ")+"]")
 	}

@@ -17,7 +17,6 @@ type invariants struct {
 	had      map[string]map[holdID]bool // by group, ever
 	held     map[holdID]bool            // held hard at the last look
 	removed  map[string]bool            // names that left the configuration once
-	back     string                     // a group that an operator has just rolled back: finding 4
 }
 
 func (i *invariants) init() {
@@ -87,7 +86,7 @@ func (i *invariants) moved(h *history, group string, id holdID) {
 	if !carried && !i.had[group][id] {
 		h.broken(4, "only the rollout controller moves a group", "%s got %s %s, which no rollout brought", group, id.secret, short(id.version))
 	}
-	if i.held[id] && i.back != group && h.rig.held(id.secret, id.version) == Hard && !urgent {
+	if i.held[id] && h.rig.held(id.secret, id.version) == Hard && !urgent {
 		h.broken(6, "bytes that a node NACKed are not sent again", "%s got %s %s, which is held", group, id.secret, short(id.version))
 	}
 }
@@ -130,7 +129,6 @@ func waiting(h *history, versions []cache.Meta, than version) (version, bool) {
 // settled checks what has to hold when nothing is due.
 func (i *invariants) settled(h *history) {
 	h.t.Helper()
-	i.back = ""
 	if !h.c.doubt {
 		h.checkDurable("the end of an action")
 	}

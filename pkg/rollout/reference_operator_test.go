@@ -319,7 +319,10 @@ func (m *reference) rollback(group string) bool {
 		if len(back) == 0 {
 			continue
 		}
-		for name, v := range back { // a hard hold does not keep it back, as built: finding 4
+		for name, v := range back {
+			if h := m.holds[holdID{name, v}]; h != nil && h.kind == Hard {
+				return false
+			}
 			if one := m.meta(name, v); v != "" && (one.Version != v || one.Ended(m.now)) {
 				return false
 			}

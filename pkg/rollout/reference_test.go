@@ -39,7 +39,6 @@ type refHold struct {
 	kind      HoldKind
 	since     time.Time
 	handshake bool
-	notAfter  time.Time
 }
 
 type refRollout struct {
@@ -172,7 +171,7 @@ func (m *reference) retry() {
 		}
 	}
 	slices.SortFunc(over, func(a, b holdID) int {
-		return cmp.Or(m.holds[a].notAfter.Compare(m.holds[b].notAfter), strings.Compare(a.secret, b.secret))
+		return cmp.Or(m.meta(a.secret, a.version).NotAfter.Compare(m.meta(b.secret, b.version).NotAfter), strings.Compare(a.secret, b.secret))
 	})
 	for _, id := range over {
 		delete(m.holds, id)
@@ -322,11 +321,7 @@ func (m *reference) hold(name string, v version, kind HoldKind, handshake bool) 
 	if v == "" || have != nil && have.kind.weight() >= kind.weight() {
 		return
 	}
-	h := &refHold{kind: kind, since: m.now, handshake: handshake}
-	if slices.ContainsFunc(m.policy.Groups(), func(g string) bool { return m.serves[g][name] == v }) { // as built: finding 2
-		h.notAfter = m.meta(name, v).NotAfter
-	}
-	m.holds[holdID{name, v}] = h
+	m.holds[holdID{name, v}] = &refHold{kind: kind, since: m.now, handshake: handshake}
 }
 
 func (m *reference) isHeld(name string, v version) bool { return m.holds[holdID{name, v}] != nil }
@@ -401,8 +396,8 @@ func (m *reference) takeBack(r *refRollout, groups, names []string, end State) {
 	m.end(r, end)
 }
 
-// earlierVersion is the newest version in a group's history before one that is stored, neither expired nor held, and was carried
-// through; one that was not comes only after those. It returns also which move brought the one that is left.
+// earlierVersion is the newest version in a group's history before one that is stored, neither expired nor held, was carried
+// through, and is not in the last part of its life; one that was not, or is, comes only after those. It returns also which move brought the one that is left.
 func (m *reference) earlierVersion(group, name string, v version) (to version, by int, ok bool) {
 	by = -1
 	var spare *version
@@ -414,7 +409,7 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 			continue
 		}
 		if candidate && m.usable(name, look) { // this move brought the candidate
-			if m.carriedThrough(group, name, moves[i].rollout) {
+			if last, _ := m.lastPart(name, look); !last && m.carriedThrough(group, name, moves[i].rollout) {
 				return look, by, true
 			}
 			if spare == nil {
@@ -426,7 +421,7 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 		}
 		look, candidate = moves[i].from[name], true
 	}
-	if candidate && m.usable(name, look) { // nothing that is remembered brought it
+	if last, _ := m.lastPart(name, look); candidate && m.usable(name, look) && (!last || spare == nil) { // nothing that is remembered brought it
 		return look, by, true
 	}
 	if spare != nil {

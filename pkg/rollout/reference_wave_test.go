@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -419,18 +420,7 @@ func (m *reference) count(r *refRollout, w *refWave) ballot {
 			}
 		}
 	}
-	for node, left := range w.members {
-		if seen[node] {
-			continue
-		}
-		if left.IsZero() { // as built: finding 1
-			left = m.now
-			w.members[node] = left
-		}
-		if m.now.Before(left.Truncate(time.Second).Add(m.policy.NodeGrace)) {
-			b.expected++
-		}
-	}
+	maps.DeleteFunc(w.members, func(node string, _ time.Time) bool { return !seen[node] }) // it subscribes to nothing of what is left
 	return b
 }
 

@@ -151,7 +151,7 @@ func (s *stage) reload() {
 	s.Helper()
 	before := s.status()
 	s.configure()
-	must(s, testenv.Eventually(s.Ready(), func(ctx context.Context) error {
+	must(s, testenv.Eventually(s.Ready(), func(context.Context) error {
 		now := s.status()
 		if !now.Config.OK {
 			return fmt.Errorf("configuration refused: %s", *now.Config.Error)
@@ -357,7 +357,7 @@ func (s *stage) audited(event, name string) []auditEntry {
 	var list admin.AuditEntries
 	must(s, s.admin.Get(s.Context(), "/v1/audit?"+url.Values{"event": {event}, "secret": {name}}.Encode(), &list))
 	var entries []auditEntry
-	for _, e := range list.Entries { // they come oldest first
+	for _, e := range list.Entries {
 		entries = append(entries, auditEntry{e.Event, e.Version, e.Group, e.Nodes, e.Detail})
 	}
 	return entries

@@ -99,7 +99,7 @@ func (s *stage) ends(a admin.Accepted) string {
 			s.Errorf("%s showed it at %s, its wave was switched at %s: %v", node, first, second, err)
 		}
 	}
-	if held := s.status().Held; len(held) > 0 {
+	if held := s.status(s.Context()).Held; len(held) > 0 {
 		s.Errorf("held are %+v, want none", held)
 	}
 	return a.Serial
@@ -208,9 +208,9 @@ func TestKilledServerGoesOnTakingBack(t *testing.T) {
 		s.expectNode("canary-1", func(n admin.Node) bool { return n.State == "SYNCED" })
 		bad = s.brings(stranger, site)
 		ctx := s.Ready()
-		for !s.seen(*bad.Rollout).TakingBack {
+		for !s.seen(ctx, *bad.Rollout).TakingBack {
 			if ctx.Err() != nil {
-				t.Fatalf("it is not taken back: %+v", s.seen(*bad.Rollout))
+				t.Fatalf("it is not taken back: %+v", s.seen(ctx, *bad.Rollout))
 			}
 		}
 		must(t, s.process.Kill())

@@ -23,8 +23,8 @@ func TestGoodRolloutIsVerifiedWatchedAndPromotedByItself(t *testing.T) {
 	s := startStage(testenv.NewT(t), stageOptions{groups: canaryAndProduction(), secrets: []string{site}, policy: watched, verify: true})
 	s.load()
 	a := s.brings(s.ca, site)
-	must(t, testenv.Eventually(t.Context(), func(context.Context) error {
-		if r := s.seen(*a.Rollout); !slices.ContainsFunc(r.Waves, func(w admin.Wave) bool { return w.Handshakes.OK > 0 }) {
+	must(t, testenv.Eventually(t.Context(), func(ctx context.Context) error {
+		if r := s.seen(ctx, *a.Rollout); !slices.ContainsFunc(r.Waves, func(w admin.Wave) bool { return w.Handshakes.OK > 0 }) {
 			return fmt.Errorf("no handshakes are shown: %+v", r.Waves)
 		}
 		return nil

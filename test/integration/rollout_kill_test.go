@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -98,7 +99,7 @@ func (s *stage) ends(a admin.Accepted) string {
 			s.Errorf("%s showed it at %s, its wave was switched at %s: %v", node, first, second, err)
 		}
 	}
-	if held := s.status().Held; len(held) > 0 {
+	if held := s.status(s.Context()).Held; len(held) > 0 {
 		s.Errorf("held are %+v, want none", held)
 	}
 	return a.Serial
@@ -183,4 +184,56 @@ func (e *slowEndpoint) join(ctx context.Context, conn net.Conn, to string) {
 	}
 	both.Wait()
 	behind.Close()
+}
+
+// A way back that takes many commits is gone to its end by the server that comes after.
+func TestKilledServerGoesOnTakingBack(t *testing.T) {
+	t.Parallel()
+	var with []string
+	for i := range 1200 { // a commit moves a few dozen
+		with = append(with, fmt.Sprintf("empty-%04d", i))
+	}
+	s := startStage(testenv.NewT(t), stageOptions{
+		groups:  []stageGroup{{name: "canary", nodes: 1, with: with}, {name: "production", nodes: 1}},
+		secrets: []string{site}, policy: "watch: 0s, empty_group: skip", verify: true,
+	})
+	stranger, err := testenv.NewAuthority(s.Dir, "stranger")
+	must(t, err)
+	s.load()
+	var bad admin.Accepted
+	for try, caught := 1, false; !caught; try++ {
+		if try > 5 {
+			t.Fatal("it was never killed between two commits")
+		}
+		s.expectNode("canary-1", func(n admin.Node) bool { return n.State == "SYNCED" })
+		bad = s.brings(stranger, site)
+		ctx := s.Ready()
+		for !s.seen(ctx, *bad.Rollout).TakingBack {
+			if ctx.Err() != nil {
+				t.Fatalf("it is not taken back: %+v", s.seen(ctx, *bad.Rollout))
+			}
+		}
+		must(t, s.process.Kill())
+		s.startServer()
+		r := s.reaches(bad, rollout.RolledBack)
+		if !strings.Contains(r.Reason, "handshake: ") {
+			t.Errorf("it went back because of %q", r.Reason)
+		}
+		log, err := s.process.Log()
+		must(t, err)
+		caught = strings.Contains(log, "state=rolled_back") // else it was killed after the last commit
+	}
+	var shown admin.Secret
+	must(t, s.admin.Get(t.Context(), "/v1/secrets/"+site, &shown))
+	for _, v := range shown.Versions {
+		switch {
+		case v.Version == bad.Version && len(v.Groups) > 0:
+			t.Errorf("%d groups are at the bad version", len(v.Groups))
+		case v.Serial != nil && *v.Serial == s.serials[site] && len(v.Groups) != len(with)+2:
+			t.Errorf("%d groups are at the good version, want %d", len(v.Groups), len(with)+2)
+		}
+	}
+	s.allServe(site, s.serials[site])
+	s.unseen("production", bad)
+	s.good("production-1")
 }

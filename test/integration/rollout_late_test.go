@@ -70,8 +70,8 @@ func TestLateHandshakeTakesBack(t *testing.T) {
 	if code, err := p.Wait(s.Ready()); err != nil || code != 1 {
 		t.Errorf("verify: exit code %d, %v; want 1: the chain is bad", code, err)
 	}
-	must(t, testenv.Eventually(s.Ready(), func(context.Context) error {
-		if r := s.seen(*a.Rollout); r.State != rollout.RolledBack || !strings.HasPrefix(r.Reason, "after its end: handshake: ") {
+	must(t, testenv.Eventually(s.Ready(), func(ctx context.Context) error {
+		if r := s.seen(ctx, *a.Rollout); r.State != rollout.RolledBack || !strings.HasPrefix(r.Reason, "after its end: handshake: ") {
 			return fmt.Errorf("rollout %d is %s (%s)", r.ID, r.State, r.Reason)
 		}
 		return nil

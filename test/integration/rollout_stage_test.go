@@ -50,6 +50,7 @@ type stageGroup struct {
 	name  string
 	nodes int
 	more  []string // endpoints of the site to be looked at besides
+	only  bool     // none but those
 	with  []string // other groups of its wave
 }
 
@@ -114,6 +115,9 @@ func (s *stage) configure() {
 		fmt.Fprintf(&listeners, "    - {address: \"unix://%s\", groups: [%s]}\n", s.sdsSocket(g.name), g.name)
 		var endpoints []string
 		for _, node := range s.nodesOf(g.name) {
+			if g.only {
+				break
+			}
 			endpoints = append(endpoints, fmt.Sprintf("{address: %q, node: %s}", s.https[node], node))
 		}
 		for _, address := range g.more {
@@ -125,7 +129,7 @@ func (s *stage) configure() {
 		}
 		fmt.Fprintf(&groups, "  - {name: %s, identities: [\"unix:uid=%d\"], secrets: [\"*\"]%s}\n", g.name, os.Getuid(), verify)
 		for _, other := range g.with {
-			fmt.Fprintf(&groups, "  - {name: %s, secrets: [\"*\"]}\n", other)
+			fmt.Fprintf(&groups, "  - {name: %[1]s, identities: [\"spiffe://test/%[1]s\"], secrets: [\"*\"]}\n", other)
 		}
 		waves = append(waves, "["+strings.Join(append(slices.Clone(g.with), g.name), ", ")+"]")
 	}
@@ -145,10 +149,10 @@ xds:
 // reload has the running server take up the configuration.
 func (s *stage) reload() {
 	s.Helper()
-	before := s.status()
+	before := s.status(s.Context())
 	s.configure()
 	must(s, testenv.Eventually(s.Ready(), func(ctx context.Context) error {
-		now := s.status()
+		now := s.status(ctx)
 		if !now.Config.OK {
 			return fmt.Errorf("configuration refused: %s", *now.Config.Error)
 		}
@@ -243,18 +247,18 @@ func (s *stage) bringsAll(names ...string) map[string]admin.Accepted {
 	return all
 }
 
-func (s *stage) status() (st admin.Status) {
+func (s *stage) status(ctx context.Context) (st admin.Status) {
 	s.Helper()
-	must(s, s.admin.Get(s.Context(), "/v1/status", &st))
+	must(s, s.admin.Get(ctx, "/v1/status", &st))
 	return st
 }
 
 // seen is a rollout as it is now; one that goes on with another one is followed there.
-func (s *stage) seen(id uint64) admin.Rollout {
+func (s *stage) seen(ctx context.Context, id uint64) admin.Rollout {
 	s.Helper()
 	for {
 		var r admin.Rollouts
-		must(s, s.admin.Get(s.Context(), fmt.Sprintf("/v1/rollouts/%d", id), &r))
+		must(s, s.admin.Get(ctx, fmt.Sprintf("/v1/rollouts/%d", id), &r))
 		if r.Rollouts[0].Joined == nil {
 			return r.Rollouts[0]
 		}
@@ -265,8 +269,8 @@ func (s *stage) seen(id uint64) admin.Rollout {
 // reaches waits until a rollout is in a state, which it has to come to before any other end.
 func (s *stage) reaches(a admin.Accepted, state rollout.State) (r admin.Rollout) {
 	s.Helper()
-	must(s, testenv.Eventually(s.Ready(), func(context.Context) error {
-		r = s.seen(*a.Rollout)
+	must(s, testenv.Eventually(s.Ready(), func(ctx context.Context) error {
+		r = s.seen(ctx, *a.Rollout)
 		if r.State == state {
 			return nil
 		}
@@ -321,8 +325,8 @@ func (s *stage) allServe(name, serial string) {
 // held waits until exactly one version is held, for a reason that has the text.
 func (s *stage) held(a admin.Accepted, kind rollout.HoldKind, text string) {
 	s.Helper()
-	must(s, testenv.Eventually(s.Ready(), func(context.Context) error {
-		h := s.status().Held
+	must(s, testenv.Eventually(s.Ready(), func(ctx context.Context) error {
+		h := s.status(ctx).Held
 		if len(h) != 1 || h[0].Kind != kind || h[0].Version != a.Version || !strings.Contains(h[0].Reason, text) {
 			return fmt.Errorf("held are %+v, want %s of %s (%s), because of %q", h, a.Version[:12], a.Name, kind, text)
 		}
@@ -353,7 +357,7 @@ func (s *stage) audited(event, name string) []auditEntry {
 	var list admin.AuditEntries
 	must(s, s.admin.Get(s.Context(), "/v1/audit?"+url.Values{"event": {event}, "secret": {name}}.Encode(), &list))
 	var entries []auditEntry
-	for _, e := range list.Entries { // they come oldest first
+	for _, e := range list.Entries {
 		entries = append(entries, auditEntry{e.Event, e.Version, e.Group, e.Nodes, e.Detail})
 	}
 	return entries

@@ -73,12 +73,17 @@ bench: ## run the benchmarks of the packages
 bench-rotation: tools ## measure stored-to-served on a real Envoy, 200 rotations
 	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench Rotation -benchtime 200x -timeout 9m ./test/integration
 
+.PHONY: bench-rollout
+bench-rollout: tools ## measure 50 rollbacks of a group, and rollouts over three waves, on real Envoys
+	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench 'RollbackOfAGroup' -benchtime 50x -timeout 9m ./test/integration
+	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench 'RolloutOverThreeWaves' -benchtime 10x -timeout 9m ./test/integration
+
 .PHONY: bench-scale
 bench-scale: tools ## measure 1,000 and 3,000 secrets into one real Envoy, beside two other servers (5 minutes)
 	SDS_TEST_NO_RACE=1 go test -run '^$$' -bench Scale -benchtime 3x -timeout 20m ./test/integration
 
 .PHONY: demo
-demo: tools ## issue and rotate a certificate on two real Envoys; KEEP=1 leaves all running
+demo: tools ## rotate certificates on two real Envoys, well and badly; KEEP=1 leaves all running
 	@go build -o .tools/bin/demo ./internal/demo
 	@KEEP=$(KEEP) .tools/bin/demo
 

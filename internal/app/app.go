@@ -64,6 +64,7 @@ type server struct {
 	sources    *source.Source
 	verify     *verify.Monitor
 	outside    outside
+	reissuer   *reissuer
 	admin      *admin.Server
 	watcher    *config.Watcher
 
@@ -105,7 +106,7 @@ func run(ctx context.Context, opts Options, hup signals) error {
 		return err
 	}
 	defer closeStore()
-	closeAudit, err := s.openAudit(cfg)
+	closeAudit, err := s.openAudit(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -161,6 +162,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 		return err
 	}
 	s.buildOutside(cfg)
+	s.reissuer = newReissuer(s)
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: policy, Log: s.log.With("part", "rollout"),
 		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s}, Gates: s.outside, Hook: s.outside,
@@ -236,6 +238,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	})
 	work.Go(func() error { return s.rollout.Run(workCtx) })
 	work.Go(func() error { return s.issuance.Run(workCtx) })
+	work.Go(func() error { return s.reissuer.run(workCtx) })
 	work.Go(func() error { return s.sources.Run(workCtx) })
 	work.Go(func() error { return s.verify.Run(workCtx) })
 	work.Go(func() error { return s.audit.Run(workCtx) })

@@ -75,7 +75,7 @@ func newParts(t testing.TB, dir string, edits ...string) *parts {
 	t.Cleanup(func() { must(t, sealed.Close()) })
 	p.store = &hookedStore{Store: sealed}
 	p.server.store = p.store
-	closeAudit, err := p.openAudit(cfg)
+	closeAudit, err := p.openAudit(t.Context(), cfg)
 	must(t, err)
 	t.Cleanup(closeAudit)
 	must(t, p.build(t.Context(), cfg, nil))

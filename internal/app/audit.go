@@ -31,7 +31,7 @@ const (
 )
 
 // openAudit opens the audit file, and returns what closes it.
-func (s *server) openAudit(cfg *config.Config) (func(), error) {
+func (s *server) openAudit(ctx context.Context, cfg *config.Config) (func(), error) {
 	log, err := audit.Open(audit.Options{
 		Path: cfg.AuditFile(), Retention: cfg.Audit.Retention, Log: s.log.With("part", "audit"), Registerer: s.registry,
 	})
@@ -40,7 +40,7 @@ func (s *server) openAudit(cfg *config.Config) (func(), error) {
 	}
 	s.audit = log
 	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		if err := log.Close(ctx); err != nil {
 			s.log.ErrorContext(ctx, "close the audit file", "err", err)
@@ -58,6 +58,7 @@ func (s *server) auditRollouts(_ context.Context, records []rollout.Record) {
 		case r.Ended:
 			entries = append(entries, audit.Entry{Event: eventReleased, Secret: r.Hold.Secret, Version: string(r.Hold.Version), Detail: string(r.Hold.Kind)})
 		default:
+			s.reissuer.held()
 			entries = append(entries, audit.Entry{
 				Event: eventHeld, Secret: r.Hold.Secret, Version: string(r.Hold.Version), Detail: fmt.Sprintf("%s: %s", r.Hold.Kind, r.Hold.Reason),
 			})

@@ -175,6 +175,12 @@ func TestLossIsCountedAndSaid(t *testing.T) {
 	for range maxKept + over {
 		l.Add(Entry{Event: "while"})
 	}
+	l.mu.Lock()
+	waiting := len(l.queue)
+	l.mu.Unlock()
+	if waiting > maxKept {
+		t.Errorf("%d wait in memory, want %d at most", waiting, maxKept)
+	}
 	free()
 	must(t, syscall.Mount("", dir, "tmpfs", syscall.MS_REMOUNT, "size=64m"))
 	eventually(t, "written again", func() bool { return bytes.Contains(readFile(t, path), []byte(EventResumed)) })

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sds-server/sds-server/internal/testenv/fleet"
+	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
 // result is .demo/result.json.
@@ -22,6 +23,16 @@ type result struct {
 	StoredToServedProduction percentiles `json:"stored_to_served_production_ms"`
 	Issued                   percentiles `json:"issued_ms"`
 	RestartVersionsEqual     bool        `json:"restart_versions_equal"`
+	BadRollout               badRollout  `json:"bad_rollout"`
+}
+
+// badRollout is what became of the version that clients reject.
+type badRollout struct {
+	State            rollout.State `json:"state"`
+	Reason           string        `json:"reason"`
+	Held             bool          `json:"held"`
+	ProductionFailed int           `json:"production_failed"` // handshakes, meanwhile
+	ProductionShown  bool          `json:"production_shown"`  // whether a client there saw the version
 }
 
 // percentiles are in milliseconds.

@@ -14,12 +14,15 @@ import (
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/testenv"
 	"github.com/sds-server/sds-server/internal/testenv/fleet"
+	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
 const (
 	secretName = "www.demo.example"
 	otherName  = "demo.example"
 	rotations  = 30
+	// watch is how long a wave is watched where the story is about that.
+	watch = "3s"
 	// workers is how many handshakes are under way with each Envoy. More of them on two cores measure each other.
 	workers = 1
 )
@@ -64,7 +67,7 @@ func newDemo(ctx context.Context, out io.Writer) (*demo, error) {
 // tell is the story, one step after the other.
 func (d *demo) tell(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		d.start, d.issue, d.rotateInStages, d.rotateOften, d.killServer, d.sum,
+		d.start, d.issue, d.rotateInStages, d.rotateOften, d.killServer, d.rotateBadly, d.sum,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -90,7 +93,7 @@ func (d *demo) start(ctx context.Context) error {
 	if err := f.Init(ctx); err != nil {
 		return err
 	}
-	if err := f.Configure(fleet.Settings{Manual: true}); err != nil {
+	if err := f.Configure(fleet.Settings{}); err != nil {
 		return err
 	}
 	if err := f.StartServer(ctx); err != nil {
@@ -110,7 +113,7 @@ func (d *demo) start(ctx context.Context) error {
 func (d *demo) issue(ctx context.Context) error {
 	d.title("Configure a certificate for two names; the CA validates it by HTTP-01 through canary's own port 80")
 	begin := time.Now()
-	if err := d.fleet.Reconfigure(ctx, d.settings(true)); err != nil {
+	if err := d.fleet.Reconfigure(ctx, d.settings(watch)); err != nil {
 		return err
 	}
 	serial, err := d.fleet.WaitServed(ctx, fleet.Canary, secretName, "")
@@ -128,11 +131,12 @@ func (d *demo) issue(ctx context.Context) error {
 	return nil
 }
 
-func (d *demo) settings(manual bool) fleet.Settings {
-	return fleet.Settings{Manual: manual, Certificates: []fleet.Certificate{{Names: []string{secretName, otherName}}}}
+// settings have handshakes prove each wave that is watched.
+func (d *demo) settings(watch string) fleet.Settings {
+	return fleet.Settings{Watch: watch, Verify: watch != "0s", Certificates: []fleet.Certificate{{Names: []string{secretName, otherName}}}}
 }
 
-// rotateInStages renews under load: canary first, production when it is promoted, and canary back.
+// rotateInStages renews under load: canary first, and production when canary was proven and watched.
 func (d *demo) rotateInStages(ctx context.Context) error {
 	for _, group := range []string{fleet.Canary, fleet.Production} {
 		load, err := d.fleet.Load(ctx, group, secretName, workers)
@@ -141,35 +145,47 @@ func (d *demo) rotateInStages(ctx context.Context) error {
 		}
 		d.load[group] = load
 	}
-	d.title("Rotate under a load of full handshakes (promotion: manual)")
+	d.title("Rotate under a load of full handshakes (watch: %s, proven by handshakes)", watch)
 	renewed, err := d.renew(ctx)
 	if err != nil {
 		return err
 	}
-	old, next := d.result.SerialBefore, *renewed.Serial
-	d.result.SerialAfter = next
-	if err := d.serves(ctx, fleet.Canary, next); err != nil {
+	d.result.SerialAfter = *renewed.Serial
+	d.say("renewed in %.2f s: serial %s", *renewed.IssuedSeconds, *renewed.Serial)
+	r, err := d.follow(ctx, *renewed.Rollout)
+	if err != nil {
 		return err
 	}
-	if err := d.serves(ctx, fleet.Production, old); err != nil {
-		return err
+	if r.State != rollout.Done {
+		return fmt.Errorf("rollout %d ended as %s: %s", r.ID, r.State, r.Reason)
 	}
-	d.say("renewed in %.2f s: canary serves %s, production still %s", *renewed.IssuedSeconds, next, old)
-	if _, err := d.fleet.Run(ctx, "promote", "--group", fleet.Production); err != nil {
-		return err
+	for _, group := range []string{fleet.Canary, fleet.Production} {
+		if err := d.serves(ctx, group, *renewed.Serial); err != nil {
+			return err
+		}
 	}
-	if err := d.serves(ctx, fleet.Production, next); err != nil {
-		return err
-	}
-	d.say("sds-server promote --group production: production serves %s", next)
-	if _, err := d.fleet.Run(ctx, "rollback", "--group", fleet.Canary, "--reason", "demo"); err != nil {
-		return err
-	}
-	if err := d.serves(ctx, fleet.Canary, old); err != nil {
-		return err
-	}
-	d.say("sds-server rollback --group canary: canary serves %s again", old)
+	d.say("nobody typed a command: both serve %s", *renewed.Serial)
 	return nil
+}
+
+// follow tells what happens to a rollout until it has ended, with the seconds since it began.
+func (d *demo) follow(ctx context.Context, id uint64) (r admin.Rollout, err error) {
+	told := 0
+	err = testenv.Eventually(ctx, func(ctx context.Context) error {
+		var answer admin.Rollouts
+		if err := admin.NewClient(d.fleet.AdminSocket()).Get(ctx, fmt.Sprintf("/v1/rollouts/%d", id), &answer); err != nil {
+			return err
+		}
+		for r = answer.Rollouts[0]; told < len(r.Log); told++ {
+			e := r.Log[told]
+			d.say("%5.2f s  %-11s %s", e.At.Sub(r.Started).Seconds(), e.State, e.Reason)
+		}
+		if !r.State.Ended() {
+			return fmt.Errorf("rollout %d is %s", id, r.State)
+		}
+		return nil
+	})
+	return r, err
 }
 
 func (d *demo) renew(ctx context.Context) (admin.Renewed, error) {
@@ -185,8 +201,8 @@ func (d *demo) serves(ctx context.Context, group, serial string) error {
 
 // rotateOften reloads with promotion: auto, and measures from the store's commit to the first handshake with the new leaf.
 func (d *demo) rotateOften(ctx context.Context) error {
-	d.title("Reload with promotion: auto, and rotate %d times in a row: canary, its ACK, production", rotations)
-	if err := d.fleet.Reconfigure(ctx, d.settings(false)); err != nil {
+	d.title("Reload with watch: 0s, and rotate %d times in a row: canary, its ACK, production", rotations)
+	if err := d.fleet.Reconfigure(ctx, d.settings("0s")); err != nil {
 		return err
 	}
 	var canary, production, issued []float64
@@ -271,6 +287,49 @@ func (d *demo) killServer(ctx context.Context) error {
 	return nil
 }
 
+// rotateBadly takes a certificate from a CA that no client trusts: canary's clients are told to stay away meanwhile, production's are not.
+func (d *demo) rotateBadly(ctx context.Context) error {
+	d.title("Take the next certificate from a CA that clients do not trust (roots: unchecked), watch: %s", watch)
+	if err := d.fleet.StartStranger(ctx); err != nil {
+		return err
+	}
+	s := d.settings(watch)
+	s.Stranger = true
+	if err := d.fleet.Reconfigure(ctx, s); err != nil {
+		return err
+	}
+	d.load[fleet.Canary].Stop()
+	production := d.load[fleet.Production]
+	failed := production.Failed()
+	bad, err := d.renew(ctx)
+	if err != nil {
+		return err
+	}
+	d.say("issued, valid, accepted by Envoy: serial %s", *bad.Serial)
+	r, err := d.follow(ctx, *bad.Rollout)
+	if err != nil {
+		return err
+	}
+	if _, err := d.fleet.WaitServed(ctx, fleet.Canary, secretName, ""); err != nil {
+		return err
+	}
+	if err := production.WaitMade(ctx, 100); err != nil {
+		return err
+	}
+	_, shown := production.Seen(*bad.Serial)
+	status, err := d.fleet.Status(ctx)
+	if err != nil {
+		return err
+	}
+	b := badRollout{State: r.State, Reason: r.Reason, ProductionFailed: production.Failed() - failed, ProductionShown: shown}
+	for _, h := range status.Held {
+		b.Held = b.Held || h.Version == *bad.Version
+	}
+	d.result.BadRollout = b
+	d.say("canary went back by itself, the version is held, and production never showed it: %d failed handshakes there", b.ProductionFailed)
+	return d.fleet.Reconfigure(ctx, d.settings("0s"))
+}
+
 // sum ends the load and writes the result.
 func (d *demo) sum(context.Context) error {
 	d.title("Sum up")
@@ -287,7 +346,8 @@ func (d *demo) sum(context.Context) error {
 	}
 	d.say("serial before %s, after %s", d.result.SerialBefore, d.result.SerialAfter)
 	d.say("%d full handshakes made, %d failed; figures in .demo/result.json", d.result.Handshakes, d.result.HandshakesFailed)
-	if d.result.HandshakesFailed > 0 || !d.result.RestartVersionsEqual {
+	b := d.result.BadRollout
+	if d.result.HandshakesFailed > 0 || !d.result.RestartVersionsEqual || b.State != rollout.RolledBack || !b.Held || b.ProductionShown {
 		return errors.New("the demo did not go as it should")
 	}
 	return nil

@@ -67,7 +67,7 @@ func (t *transaction) sight(r *Rollout, w *Wave) sight {
 			s.hook = t.c.hook.Run(HookWave{Rollout: r.ID, Wave: r.Wave, Groups: w.Groups, Secrets: r.secrets()})
 		}
 	}
-	t.c.show(r, w, s)
+	t.c.show(r, s)
 	return s
 }
 
@@ -160,7 +160,6 @@ func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string
 		r.log(t.now, Watching, fmt.Sprintf("wave %d (%s) %s%s", r.Wave+1, some(w.Groups), what, note), "")
 	default:
 		w.State, w.Members, w.Stalled = Done, nil, false
-		t.c.unobserve(r.ID)
 		if note != "" {
 			r.log(t.now, r.State, fmt.Sprintf("wave %d (%s) is done%s", r.Wave+1, some(w.Groups), note), "")
 		}

@@ -17,10 +17,42 @@ const lastPart = 20
 // deadline returns when a version begins the last part of its life, and when it ends; zero: never.
 func (t *transaction) deadline(name string, version secret.Version) (last, end time.Time) {
 	m, ok := t.Meta(name, version)
-	if !ok || m.NotAfter.IsZero() {
+	if !ok {
+		return time.Time{}, time.Time{}
+	}
+	return lifeOf(m)
+}
+
+// lifeOf returns when a version begins the last part of its life, and when it ends; zero: never.
+func lifeOf(m cache.Meta) (last, end time.Time) {
+	if m.NotAfter.IsZero() {
 		return time.Time{}, time.Time{}
 	}
 	return m.NotAfter.Add(-m.NotAfter.Sub(m.NotBefore) / lastPart), m.NotAfter
+}
+
+// redate finds the deadlines of secrets anew of which groups have gone to other versions: these may end sooner.
+func (t *transaction) redate(changes map[string]secret.Version) {
+	for _, h := range t.c.Holds() {
+		if _, ok := changes[h.Secret]; !ok {
+			continue
+		}
+		if now, held := t.held(h.Secret, h.Version); held {
+			t.holds[holdID{h.Secret, h.Version}] = &now
+		}
+	}
+	for _, id := range t.activeIDs() {
+		for name := range changes {
+			r := t.look(id)
+			to, ok := r.brings(name)
+			if !ok || r.emergency() || r.addition() || r.removal() {
+				continue
+			}
+			if last, _ := t.soonest(name, to, t.policy.Groups()); !last.IsZero() && (r.Deadline.IsZero() || last.Before(r.Deadline)) {
+				t.edit(id).Deadline = last
+			}
+		}
+	}
 }
 
 // soonest returns the earliest deadline and end of what groups serve of a secret, leaving out those that serve a version.
@@ -50,8 +82,8 @@ func (t *transaction) overruled(h Hold) time.Time {
 	if h.Handshake {
 		last = end
 	}
-	if !last.IsZero() && !t.now.Before(last) {
-		return time.Time{} // it was overruled already, or nothing can be done
+	if t.quieted == h.Secret && !last.IsZero() && !t.now.Before(last) {
+		return time.Time{} // it was overruled just now, or nothing can be done
 	}
 	return last
 }
@@ -95,18 +127,16 @@ func (c *Controller) rescue(ctx context.Context, name string) error {
 		return err
 	}
 	id := uint64(0)
-	if best := slices.IndexFunc(versions, t.rescues); best >= 0 {
-		want := versions[best]
-		older := func(g string) bool {
-			have, ok := t.has(g, name)
-			return ok && createdBefore(versions, have, want.Created)
+	for _, fit := range []func(cache.Meta) bool{t.eligible, t.rescues} { // what nobody holds comes first
+		best := slices.IndexFunc(versions, fit)
+		if best < 0 || !t.helps(versions, versions[best]) {
+			continue
 		}
-		groups := slices.DeleteFunc(t.policy.Groups(), func(g string) bool { return !older(g) })
-		if t.due(name, want.Version, groups) {
-			if id, err = t.propose(ctx, intent{secret: name, version: want.Version, reason: "what is served ends soon: everything else is overruled", now: true}); err != nil {
-				return err
-			}
+		why := "what is served ends soon: everything else is overruled"
+		if id, err = t.propose(ctx, intent{secret: name, version: versions[best].Version, reason: why, now: true}); err != nil {
+			return err
 		}
+		break
 	}
 	t.quiet(name)
 	if err := t.commit(ctx); err != nil || id == 0 {
@@ -117,6 +147,17 @@ func (c *Controller) rescue(ctx context.Context, name string) error {
 	c.mu.Unlock()
 	c.slog.WarnContext(ctx, "overruled: what is served ends soon", "secret", name, "rollout", id)
 	return nil
+}
+
+// helps reports whether groups serve an older version whose life is nearly over, and this one's is not.
+func (t *transaction) helps(versions []cache.Meta, want cache.Meta) bool {
+	older := func(g string) bool {
+		have, ok := t.has(g, want.Name)
+		return ok && createdBefore(versions, have, want.Created)
+	}
+	groups := slices.DeleteFunc(t.policy.Groups(), func(g string) bool { return !older(g) })
+	_, end := t.soonest(want.Name, want.Version, groups)
+	return t.due(want.Name, want.Version, groups) && (want.NotAfter.IsZero() || end.Before(want.NotAfter))
 }
 
 // rescues reports whether a version may be served where nothing else is left. One that a handshake has shown to be bad is only better than one that
@@ -135,6 +176,7 @@ func (t *transaction) rescues(m cache.Meta) bool {
 
 // quiet sets the deadlines of a secret anew, so that nothing is looked at again before something can be done.
 func (t *transaction) quiet(name string) {
+	t.quieted = name
 	for _, h := range t.c.Holds() {
 		if h.Secret == name && !h.Deadline.IsZero() && !t.now.Before(h.Deadline) {
 			if _, held := t.held(name, h.Version); held {
@@ -145,9 +187,19 @@ func (t *transaction) quiet(name string) {
 	for _, id := range t.activeIDs() {
 		r := t.look(id)
 		if _, ok := r.brings(name); ok && !r.Deadline.IsZero() && !t.now.Before(r.Deadline) {
-			t.edit(id).Deadline = time.Time{}
+			t.edit(id).Deadline = t.next(r)
 		}
 	}
+}
+
+// next returns the earliest deadline of what a rollout brings that is still to come; zero: none is.
+func (t *transaction) next(r *Rollout) (next time.Time) {
+	for c := range r.live() {
+		if last, _ := t.soonest(c.Secret, c.To, t.policy.Groups()); t.now.Before(last) {
+			next = sooner(next, last)
+		}
+	}
+	return next
 }
 
 // nextDeadline returns when something has to be overruled next; zero: never.

@@ -75,6 +75,16 @@ func (f *fleet) Progress(group string, want map[string]secret.Version) []NodePro
 
 // deliver sends every connected node what its group is at, and takes its answers.
 func (f *fleet) deliver(c *cache.Cache) {
+	f.send(func(group, name string) version {
+		if res, _ := c.Resource(group, name); res != nil {
+			return res.Version
+		}
+		return ""
+	})
+}
+
+// send sends every connected node what at says that its group is at, and takes its answers.
+func (f *fleet) send(at func(group, name string) version) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, n := range f.nodes {
@@ -82,33 +92,33 @@ func (f *fleet) deliver(c *cache.Cache) {
 			continue
 		}
 		for _, name := range n.names {
-			res, _ := c.Resource(n.group, name)
-			if res == nil {
+			v := at(n.group, name)
+			if v == "" {
 				n.sent[name], n.acked[name] = "", ""
 				continue
 			}
-			if n.nacked[name][res.Version] {
+			if n.nacked[name][v] {
 				continue
 			}
-			if n.sent[name] != res.Version {
-				n.sent[name], n.sentAt[name] = res.Version, time.Now()
+			if n.sent[name] != v {
+				n.sent[name], n.sentAt[name] = v, time.Now()
 			}
-			again := n.received[name] == res.Version
+			again := n.received[name] == v
 			switch {
-			case n.acked[name] == res.Version:
+			case n.acked[name] == v:
 			case n.silent:
 				continue
 			case again:
-				n.acked[name] = res.Version
-			case n.refuses != nil && n.refuses(name, res.Version):
+				n.acked[name] = v
+			case n.refuses != nil && n.refuses(name, v):
 				if n.nacked[name] == nil {
 					n.nacked[name] = map[secret.Version]bool{}
 				}
-				n.nacked[name][res.Version] = true
+				n.nacked[name][v] = true
 			default:
-				n.acked[name], n.serves[name] = res.Version, res.Version
+				n.acked[name], n.serves[name] = v, v
 			}
-			n.received[name] = res.Version
+			n.received[name] = v
 		}
 	}
 }

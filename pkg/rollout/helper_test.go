@@ -122,6 +122,7 @@ type rig struct {
 	t      testing.TB
 	disk   *disk
 	path   string
+	memory *memory // in place of the file; nil: there is none
 	cache  *cache.Cache
 	c      *Controller
 	fleet  *fleet
@@ -147,7 +148,13 @@ func waves(promotion string, groups ...string) Policy {
 
 func newRig(t testing.TB, policy Policy) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "store.db"), fleet: &fleet{}, policy: policy, log: &logs{}, meters: &meters{}, hook: &command{}}
+	return newRigOn(t, policy, nil)
+}
+
+// newRigOn is newRig on a store in memory.
+func newRigOn(t testing.TB, policy Policy, in *memory) *rig {
+	t.Helper()
+	r := &rig{t: t, memory: in, path: filepath.Join(t.TempDir(), "store.db"), fleet: &fleet{}, policy: policy, log: &logs{}, meters: &meters{}, hook: &command{}}
 	r.prober = &probes{fleet: r.fleet, blinded: true}
 	r.open()
 	t.Cleanup(func() { r.disk.Close() })
@@ -159,11 +166,15 @@ func (r *rig) ctx() context.Context { return r.t.Context() }
 
 func (r *rig) open() {
 	r.t.Helper()
-	db, err := bbolt.Open(bbolt.Options{Path: r.path})
-	if err != nil {
-		r.t.Fatal(err)
+	r.disk = &disk{Store: r.memory}
+	if r.memory == nil {
+		db, err := bbolt.Open(bbolt.Options{Path: r.path})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.disk = &disk{Store: db}
 	}
-	r.disk = &disk{Store: db}
+	var err error
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if r.cache, err = cache.Open(r.ctx(), cache.Options{Store: r.disk, Log: log}); err != nil {
 		r.t.Fatal(err)

@@ -275,31 +275,31 @@ func (m *model) passed(group string, id holdID) bool {
 }
 
 // checkDurable opens what is stored beside what runs, and compares.
-func (m *model) checkDurable(what string) {
-	m.t.Helper()
+func (r *rig) checkDurable(what string) {
+	r.t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	stored, err := cache.Open(m.ctx(), cache.Options{Store: m.disk, Log: log})
+	stored, err := cache.Open(r.ctx(), cache.Options{Store: r.disk, Log: log})
 	if err != nil {
-		m.t.Fatalf("%s: %v", what, err)
+		r.t.Fatalf("%s: %v", what, err)
 	}
-	c, err := New(m.ctx(), Options{Cache: stored, Store: m.disk, Fleet: m.fleet, Policy: m.policy, Log: log})
+	c, err := New(r.ctx(), Options{Cache: stored, Store: r.disk, Fleet: r.fleet, Policy: r.policy, Log: log})
 	if err != nil {
-		m.t.Fatalf("%s: %v", what, err)
+		r.t.Fatalf("%s: %v", what, err)
 	}
-	for _, g := range m.cache.Groups() {
+	for _, g := range r.cache.Groups() {
 		at, ok := stored.At(g)
-		if !ok || at.Number != m.mustAt(g).Number || !at.Secrets.Equal(m.mustAt(g).Secrets) || len(stored.Moves(g)) != len(m.cache.Moves(g)) {
-			m.t.Errorf("%s: invariant 1, durable before visible: group %s is at %d, the store says %v", what, g, m.mustAt(g).Number, at)
+		if !ok || at.Number != r.mustAt(g).Number || !at.Secrets.Equal(r.mustAt(g).Secrets) || len(stored.Moves(g)) != len(r.cache.Moves(g)) {
+			r.t.Errorf("%s: invariant 1, durable before visible: group %s is at %d, the store says %v", what, g, r.mustAt(g).Number, at)
 		}
 	}
-	if !slices.Equal(c.Holds(), m.c.Holds()) {
-		m.t.Errorf("%s: invariant 1: holds are %v, the store says %v", what, m.c.Holds(), c.Holds())
+	if !slices.Equal(c.Holds(), r.c.Holds()) {
+		r.t.Errorf("%s: invariant 1: holds are %v, the store says %v", what, r.c.Holds(), c.Holds())
 	}
-	have, want := m.c.Active(), c.Active()
+	have, want := r.c.Active(), c.Active()
 	if !slices.EqualFunc(have, want, func(a, b *Rollout) bool {
 		return a.ID == b.ID && a.State == b.State && a.Wave == b.Wave && !changed(a, b)
 	}) {
-		m.t.Errorf("%s: invariant 1: rollouts are %v, the store says %v", what, have, want)
+		r.t.Errorf("%s: invariant 1: rollouts are %v, the store says %v", what, have, want)
 	}
 }
 

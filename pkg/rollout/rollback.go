@@ -45,6 +45,11 @@ func (c *Controller) Rollback(ctx context.Context, group string, op Operator) (S
 		if len(back) == 0 {
 			continue // every entry is something else by now
 		}
+		for name, v := range back {
+			if h, ok := t.held(name, v); ok && h.Kind == Hard {
+				return Step{}, fmt.Errorf("secret %q version %s is %w (hard): %s", name, v.Short(), ErrHeld, h.Reason)
+			}
+		}
 		return t.apply(ctx, group, back, cache.Why{Reason: op.because("rollback of " + group), Direction: cache.Back, Keep: i}, op)
 	}
 	return Step{}, fmt.Errorf("group %q: %w", group, ErrNothingToUndo)
@@ -129,6 +134,7 @@ func (t *transaction) apply(ctx context.Context, group string, changes map[strin
 			step.Held = append(step.Held, e.Secret+" "+e.From.Short())
 		}
 	}
+	t.redate(changes)
 	step.Changes, step.Snapshot = entries, t.Target(group).Number
 	if err := t.commit(ctx); err != nil {
 		return step, err

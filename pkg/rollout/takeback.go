@@ -52,6 +52,9 @@ func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
 		u.Groups = u.Groups[:last]
 	}
 	r.Unwind = nil
+	for _, name := range u.Secrets {
+		t.c.ailing[name] = true
+	}
 	if !r.empty() {
 		t.goesOn(r, u.Reason, u.By)
 		return nil
@@ -85,8 +88,11 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secret
 		}
 		back[c.Secret] = to
 	}
-	_, err = t.Move(ctx, group, back, why)
-	return stays, err
+	if _, err := t.Move(ctx, group, back, why); err != nil {
+		return "", err
+	}
+	t.redate(back)
+	return stays, nil
 }
 
 // fallback returns the version that a group goes back to from a change, and the index of the move that brought the change: the newest
@@ -94,11 +100,15 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secret
 // before the nodes had ACKed it comes only after those.
 func (t *transaction) fallback(ctx context.Context, group string, moves []cache.Move, c Change) (to secret.Version, by int, ok bool, err error) {
 	by, to, err = t.brought(ctx, moves, c.Secret, c.To)
-	var spare *secret.Version
+	var spare, last *secret.Version // last: what stood there directly before, though it is held, as it was served
 	for i := by; i >= 0 && err == nil; {
 		fit := false
 		if fit, err = t.usable(ctx, c.Secret, to); err != nil {
 			break
+		}
+		lasting, err := t.lasts(ctx, c.Secret, to)
+		if err != nil {
+			return "", by, false, err
 		}
 		var before int
 		var from secret.Version
@@ -109,18 +119,35 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 		if sure, err = t.confirmed(ctx, group, c.Secret, moves, before); err != nil {
 			break
 		}
-		if fit && sure {
+		if fit && sure && lasting {
 			return to, by, true, nil
 		}
 		if fit && spare == nil {
 			spare = new(to)
 		}
+		if !fit && i == by {
+			if last, err = t.servedThough(ctx, c.Secret, to); err != nil {
+				break
+			}
+		}
 		i, to = before, from
+	}
+	if spare == nil {
+		spare = last
 	}
 	if err != nil || spare == nil {
 		return "", by, false, err
 	}
 	return *spare, by, true, nil
+}
+
+// servedThough returns a version that is held, but was not seen to be bad by clients, and has not expired: a deadline has brought it, say.
+func (t *transaction) servedThough(ctx context.Context, name string, v secret.Version) (*secret.Version, error) {
+	problem, err := t.unfit(ctx, name, v)
+	if h, held := t.held(name, v); err != nil || problem != "" || held && h.Handshake {
+		return nil, err
+	}
+	return &v, nil
 }
 
 // brought returns the index of the last move that brought a version of a secret, and what was there before; -1 if none did.
@@ -137,6 +164,18 @@ func (t *transaction) brought(ctx context.Context, moves []cache.Move, name stri
 		}
 	}
 	return -1, "", nil
+}
+
+// lasts reports whether a version is not in the last part of its life: then another one is better, if there is any.
+func (t *transaction) lasts(ctx context.Context, name string, v secret.Version) (bool, error) {
+	versions, err := t.stored(ctx, name)
+	for _, m := range versions {
+		if m.Version == v {
+			last, _ := lifeOf(m)
+			return last.IsZero() || t.now.Before(last), err
+		}
+	}
+	return true, err
 }
 
 // usable reports whether a version may be served again.

@@ -46,8 +46,6 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	return o
 }
 
-func (c *Controller) unobserve(id uint64) { delete(c.watches, id) }
-
 // watchLength is how long a wave is watched: shorter where what the later waves serve ends soon.
 func (t *transaction) watchLength(r *Rollout) time.Duration {
 	if r.Deadline.IsZero() {
@@ -58,7 +56,7 @@ func (t *transaction) watchLength(r *Rollout) time.Duration {
 }
 
 // show keeps what was seen last for those who ask.
-func (c *Controller) show(r *Rollout, w *Wave, s sight) {
+func (c *Controller) show(r *Rollout, s sight) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sights[r.ID] = shown{wave: r.Wave, sight: s, at: time.Now()}
@@ -105,7 +103,7 @@ func (t *transaction) before(r *Rollout, w *Wave) (reason string, recheck time.T
 		}
 		problem := fmt.Sprintf("gate %q has no value: %s", result.Name, result.Error)
 		if result.Error == "" {
-			problem = fmt.Sprintf("gate %q is at %g, over %g, before the wave begins", result.Name, *result.Value, *result.Max)
+			problem = fmt.Sprintf("gate %q is over %g before the wave begins", result.Name, *result.Max)
 		}
 		for _, one := range readings {
 			if !one.At.Before(asked.read) && t.now.Sub(one.At) >= time.Second { // it is asked again
@@ -113,8 +111,7 @@ func (t *transaction) before(r *Rollout, w *Wave) (reason string, recheck time.T
 			}
 		}
 		limit := asked.since.Add(t.policy.Gates[i].Timeout)
-		if !t.now.Before(limit) {
-			delete(t.c.asked, r.ID)
+		if !t.now.Before(limit) { // it is forgotten when the end of the rollout is stored
 			return problem, time.Time{}, true
 		}
 		if again := t.now.Add(time.Second); again.Before(limit) {

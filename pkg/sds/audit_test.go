@@ -271,6 +271,9 @@ func TestNodeThatRejectedAVersionIsNotAboutToBeSentIt(t *testing.T) {
 		other := f.envoy(t, Delta, "edge-2")
 		other.subscribe("a")
 		other.expect("a")
+		f.rotate(t, "canary", "a")
+		e.expect("a")
+		other.expect("a")
 		d.said()
 		f.gate.mu.Lock()
 		clear(f.gate.passed) // as if it were not known any more
@@ -281,6 +284,50 @@ func TestNodeThatRejectedAVersionIsNotAboutToBeSentIt(t *testing.T) {
 		d.write()
 		other.expect("a")
 		d.wants(t, "canary a edge-2")
+	})
+}
+
+// A version that is not known any more is recorded again, also where the node was named before.
+func TestForgottenRecordIsMadeAgain(t *testing.T) {
+	both(t, func(t *testing.T, protocol Protocol) {
+		f, d := audited(t)
+		d.auto = true
+		f.rotate(t, "canary", "a")
+		e := f.envoy(t, protocol, "edge-1")
+		e.subscribe("a")
+		e.expect("a")
+		d.said()
+		f.gate.mu.Lock()
+		clear(f.gate.passed)
+		f.gate.mu.Unlock()
+		d.auto = false
+		e.leave()
+		e = f.envoy(t, protocol, "edge-1")
+		e.subscribe("a")
+		e.silent()
+		d.write()
+		e.expect("a")
+		d.wants(t, "canary a edge-1")
+	})
+}
+
+func TestQuestionThatWaitsForARecordIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, d := audited(t)
+		d.auto = true
+		f.rotate(t, "canary", "a")
+		e := f.envoy(t, Delta, "edge-1")
+		e.subscribe("a")
+		e.expect("a")
+		f.gate.mu.Lock()
+		clear(f.gate.passed)
+		f.gate.mu.Unlock()
+		d.auto = false
+		e.subscribe("a") // it has that version, and asks again
+		e.silent()
+		d.write()
+		e.expect("a")
+		e.silent()
 	})
 }
 

@@ -45,7 +45,8 @@ type Options struct {
 	Interval time.Duration
 	// Random is where the jitter comes from, in [0,1). Default: that of the program.
 	Random func() float64
-	// Wake is called when a round that Look asked for has ended. It must not block. Default: nothing.
+	// Wake is called when a round that Look asked for has ended, and when something else has found what Mismatch tells. It must not block. Default:
+	// nothing.
 	Wake func()
 }
 
@@ -258,6 +259,12 @@ func (m *Monitor) record(ctx context.Context, group string, results []Result, on
 	}
 	for _, p := range ended {
 		m.options.Log.InfoContext(ctx, "certificate is served as wanted again", "secret", p.secret, "group", p.group)
+	}
+	for _, st := range pairs {
+		if st.mismatch != nil {
+			m.options.Wake()
+			return
+		}
 	}
 }
 

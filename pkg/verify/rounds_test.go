@@ -375,6 +375,11 @@ func TestMismatchIsOfTheVersionThatWasWanted(t *testing.T) {
 		t.Errorf("got %+v before anything was seen", f)
 	}
 	p.round(t.Context(), p.wants.Groups(t.Context()))
+	select {
+	case <-p.woken:
+	default:
+		t.Error("nobody is told of what was found")
+	}
 	if f, ok := p.Mismatch("g", "www", "v2"); !ok || f.Kind != string(Alert) || f.Node != "n" || f.Version != "v2" || f.Unseen || f.Message == "" {
 		t.Errorf("got %+v %v, want the alert", f, ok)
 	}

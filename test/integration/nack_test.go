@@ -127,7 +127,9 @@ func (e *edge) startEnvoy(group string, o bootstrap.Options) {
 // ledger lets the controller ask the edge, as the server does.
 type ledger struct{ server *sds.Server }
 
-func (l ledger) Displaces(group, name string, dnsNames []string) bool { return l.server.Displaces(group, name, dnsNames) }
+func (l ledger) Displaces(group, name string, dnsNames []string) bool {
+	return l.server.Displaces(group, name, dnsNames)
+}
 
 func (l ledger) Progress(group string, want map[string]secret.Version) []rollout.NodeProgress {
 	var out []rollout.NodeProgress

@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -382,22 +381,6 @@ func (s *stage) silent(group, node, name string) (leave func()) {
 	must(s, stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resource.SecretType, ResponseNonce: r.GetNonce()}))
 	s.expectNode(node, func(n admin.Node) bool { return n.State == "SYNCED" })
 	return cancel
-}
-
-// versions are those that each group is at, by secret.
-func (s *stage) versions(group string) map[string]string {
-	s.Helper()
-	at := map[string]string{}
-	for _, name := range slices.Sorted(maps.Keys(s.serials)) {
-		var one admin.Secret
-		must(s, s.admin.Get(s.Context(), "/v1/secrets/"+name, &one))
-		for _, v := range one.Versions {
-			if slices.Contains(v.Groups, group) {
-				at[name] = v.Version
-			}
-		}
-	}
-	return at
 }
 
 var _ testing.TB = (*stage)(nil)

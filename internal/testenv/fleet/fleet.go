@@ -6,6 +6,7 @@ package fleet
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,9 @@ type Settings struct {
 	Certificates []Certificate
 	Profile      string // default: "default"
 	AckTimeout   string // default: the server's
+	Watch        string // default "0s"
+	Verify       bool   // each wave is proven by handshakes with its Envoy, which have to lead to Pebble's root
+	Stranger     bool   // certificates come from the CA that StartStranger has started
 	Extra        string // more YAML at the top level
 }
 
@@ -57,9 +61,10 @@ type Certificate struct {
 // Fleet is the running parts.
 type Fleet struct {
 	Options
-	Pebble *testenv.Pebble
-	Server *testenv.Process
-	Envoys map[string]*testenv.Envoy
+	Pebble   *testenv.Pebble
+	Stranger *testenv.Pebble // see StartStranger
+	Server   *testenv.Process
+	Envoys   map[string]*testenv.Envoy
 
 	SDS, Metrics, Challenge string            // addresses of the server
 	HTTP, HTTPS, Admin      map[string]string // addresses of the Envoys, by name
@@ -123,6 +128,22 @@ func (f *Fleet) StartPebble(ctx context.Context) (err error) {
 	)
 }
 
+// StartStranger starts another CA, whose root no client trusts, and that validates as the first one does.
+func (f *Fleet) StartStranger(ctx context.Context) error {
+	o := testenv.PebbleOptions{Name: "stranger", Dir: filepath.Join(f.Dir, "stranger")}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return err
+	}
+	var err error
+	if o.HTTPPort, err = port(f.HTTP[Canary]); err != nil {
+		return err
+	}
+	if f.Stranger, err = testenv.StartPebble(ctx, o); err != nil {
+		return err
+	}
+	return f.showLog("stranger", f.Stranger.LogFile())
+}
+
 // Init runs `sds-server init`: seal key, store with the channel's CA, and the server's certificate.
 func (f *Fleet) Init(ctx context.Context) error {
 	_, err := f.Run(ctx, "init", "--dir", f.Dir, "--listen", f.SDS)
@@ -131,10 +152,14 @@ func (f *Fleet) Init(ctx context.Context) error {
 
 // Configure writes the configuration file in one step; a running server takes it up by itself.
 func (f *Fleet) Configure(s Settings) error {
-	if s.Profile == "" {
-		s.Profile = "default"
+	s.Profile, s.Watch = cmp.Or(s.Profile, "default"), cmp.Or(s.Watch, "0s")
+	verify := func(group string) string {
+		if !s.Verify {
+			return ""
+		}
+		return fmt.Sprintf(", verify: {endpoints: [{address: %q, node: %s-1}], roots_file: %s, timeout: 5s}", f.HTTPS[group], group, f.Pebble.RootsFile)
 	}
-	t, err := template.New("config").Funcs(template.FuncMap{"join": strings.Join}).Parse(configText)
+	t, err := template.New("config").Funcs(template.FuncMap{"join": strings.Join, "verify": verify}).Parse(configText)
 	if err != nil {
 		return fmt.Errorf("configuration template: %w", err)
 	}
@@ -161,16 +186,19 @@ http: {address: "{{.F.Metrics}}"}
 challenges: {http-01: {address: "{{.F.Challenge}}"}}
 issuers:
   - {name: pebble, directory: "{{.F.Directory}}", ca_file: {{.F.CAFile}}, roots_file: {{.F.Pebble.RootsFile}}, accept_tos: true, profile: {{.S.Profile}}}
+{{- with .F.Stranger}}
+  - {name: stranger, directory: "{{.Directory}}", ca_file: {{.CAFile}}, roots: unchecked, accept_tos: true, profile: default}
+{{- end}}
 {{- if .S.Certificates}}
 certificates:
 {{- range .S.Certificates}}
-  - {name: {{index .Names 0}}, dns_names: [{{join .Names ", "}}], issuers: [pebble]{{if .RenewBefore}}, renew_before: "{{.RenewBefore}}"{{end}}}
+  - {name: {{index .Names 0}}, dns_names: [{{join .Names ", "}}], issuers: [{{if $.S.Stranger}}stranger{{else}}pebble{{end}}]{{if .RenewBefore}}, renew_before: "{{.RenewBefore}}"{{end}}}
 {{- end}}
 {{- end}}
 groups:
-  - {name: canary, identities: ["spiffe://sds-server/canary/*"], secrets: ["*"]}
-  - {name: production, identities: ["spiffe://sds-server/production/*"], secrets: ["*"]}
-rollout: {waves: [[canary], [production]], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}, watch: 0s, empty_group: skip{{if .S.AckTimeout}}, ack_timeout: {{.S.AckTimeout}}{{end}}}
+  - {name: canary, identities: ["spiffe://sds-server/canary/*"], secrets: ["*"]{{verify "canary"}}}
+  - {name: production, identities: ["spiffe://sds-server/production/*"], secrets: ["*"]{{verify "production"}}}
+rollout: {waves: [[canary], [production]], promotion: {{if .S.Manual}}manual{{else}}auto{{end}}, watch: {{.S.Watch}}, empty_group: skip{{if .S.AckTimeout}}, ack_timeout: {{.S.AckTimeout}}{{end}}}
 {{.S.Extra}}
 `
 
@@ -278,8 +306,10 @@ func (f *Fleet) Stop() error {
 	if f.Server != nil && f.Server.Running() {
 		errs = append(errs, f.Server.Stop())
 	}
-	if f.Pebble != nil {
-		errs = append(errs, f.Pebble.Stop())
+	for _, ca := range []*testenv.Pebble{f.Pebble, f.Stranger} {
+		if ca != nil {
+			errs = append(errs, ca.Stop())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,157 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sds-server/sds-server/internal/audit"
+	"github.com/sds-server/sds-server/internal/config"
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/rollout"
+	"github.com/sds-server/sds-server/pkg/secret"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// The bounds of new orders after a hard hold (DESIGN 4, 11).
+const (
+	reissuePause = 24 * time.Hour
+	reissueSpan  = 7 * 24 * time.Hour
+	reissueMost  = 2 // in the span
+	// reissueSettle is how old a hold is at least: other nodes may be about to refuse the version, too.
+	reissueSettle = 3 * time.Second
+	reissueLook   = time.Minute
+)
+
+const eventReissue = "certificate_reissue"
+
+// reissuer orders a certificate again whose newest version is held hard: otherwise the next order would come when that version, which nobody serves,
+// is due.
+type reissuer struct {
+	server *server
+	wake   chan struct{} // capacity 1
+	told   map[reissueKey]bool
+}
+
+type reissueKey struct {
+	secret  string
+	version secret.Version
+}
+
+func newReissuer(s *server) *reissuer {
+	return &reissuer{server: s, wake: make(chan struct{}, 1), told: map[reissueKey]bool{}}
+}
+
+// held is called when a version is held; it never blocks.
+func (r *reissuer) held() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run looks at the holds until ctx ends.
+func (r *reissuer) run(ctx context.Context) error {
+	next := time.NewTimer(reissueSettle)
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+			next.Reset(reissueSettle)
+		case <-next.C:
+			r.look(ctx)
+			next.Reset(reissueLook)
+		}
+	}
+}
+
+func (r *reissuer) look(ctx context.Context) {
+	for _, h := range r.server.rollout.Holds() {
+		if h.Kind != rollout.Hard || !issued(r.server.config.Load(), h.Secret) || time.Since(h.Since) < reissueSettle {
+			continue
+		}
+		if err := r.consider(ctx, h); err != nil && ctx.Err() == nil {
+			r.server.log.ErrorContext(ctx, "order again after a hold", "secret", h.Secret, "err", err)
+		}
+	}
+}
+
+func issued(cfg *config.Config, name string) bool {
+	return slices.ContainsFunc(cfg.Certificates, func(c config.Certificate) bool { return c.Name == name })
+}
+
+// consider orders a certificate again, if that may help and is allowed.
+func (r *reissuer) consider(ctx context.Context, h rollout.Hold) error {
+	versions, err := r.server.cache.Versions(ctx, h.Secret)
+	if err != nil {
+		return err
+	}
+	if len(versions) == 0 || versions[0].Version != h.Version {
+		return nil // there is a newer one
+	}
+	key := reissueKey{h.Secret, h.Version}
+	if who := r.refusers(h); !h.Handshake && len(who) < 2 {
+		if !r.told[key] {
+			r.told[key] = true
+			r.server.log.WarnContext(ctx, "held because one identity alone has refused it: not ordered again", "secret", h.Secret, "version", h.Version.Short(),
+				"identities", who, "hint", "is it the node's fault? Then `secrets release`, else `renew --force`")
+		}
+		return nil
+	}
+	allowed, err := r.spend(ctx, h.Secret)
+	if err != nil || !allowed {
+		return err
+	}
+	r.server.log.WarnContext(ctx, "ordered again after a hold", "secret", h.Secret, "version", h.Version.Short(), "reason", h.Reason)
+	r.server.audit.Add(audit.Entry{Event: eventReissue, Secret: h.Secret, Version: string(h.Version), Detail: "ordered again after a hold: " + h.Reason})
+	_, err = r.server.issuance.Renew(ctx, h.Secret, issuer.Renewal{Force: true})
+	if _, failed := errors.AsType[*issuer.Error](err); failed {
+		return nil // the loop has said so, and tries again
+	}
+	return err
+}
+
+// refusers are the identities whose nodes have rejected a version.
+func (r *reissuer) refusers(h rollout.Hold) []string {
+	var who []string
+	for _, n := range r.server.edge.Nodes() {
+		for _, s := range n.Secrets {
+			if s.Nacked != nil && s.Nacked.Version == h.Version && !slices.Contains(who, n.Identity) {
+				who = append(who, n.Identity)
+			}
+		}
+	}
+	return who
+}
+
+// spend notes an order before it is placed; false where there were too many.
+func (r *reissuer) spend(ctx context.Context, name string) (bool, error) {
+	key := store.Key("reissue", name)
+	var before []time.Time
+	e, err := r.server.store.Get(ctx, key)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return false, err
+	default:
+		if err := json.Unmarshal(e.Value, &before); err != nil {
+			return false, fmt.Errorf("stored value at %s: %w", key, err)
+		}
+	}
+	now := time.Now().UTC()
+	before = slices.DeleteFunc(before, func(at time.Time) bool { return now.Sub(at) >= reissueSpan })
+	if len(before) >= reissueMost || len(before) > 0 && now.Sub(before[len(before)-1]) < reissuePause {
+		return false, nil
+	}
+	value, err := json.Marshal(append(before, now))
+	if err != nil {
+		return false, fmt.Errorf("encode %s: %w", key, err)
+	}
+	_, err = r.server.store.Commit(ctx, nil, []store.Operation{store.Put(key, value)})
+	return err == nil, err
+}

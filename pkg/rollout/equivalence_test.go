@@ -1,0 +1,592 @@
+package rollout
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sds-server/sds-server/pkg/cache"
+	"github.com/sds-server/sds-server/pkg/store"
+)
+
+// TestControllerDoesWhatTheReferenceDoes runs random histories and compares after each step what is served everywhere, the rollouts and the
+// holds. SDS_TEST_HISTORIES says how many (default 60), SDS_TEST_SEED runs a single one.
+func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
+	if text := os.Getenv("SDS_TEST_SEED"); text != "" {
+		seed, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		compareHistory(t, seed, &tally{})
+		return
+	}
+	count := 60
+	if text := os.Getenv("SDS_TEST_HISTORIES"); text != "" {
+		var err error
+		if count, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var sum tally
+	began, failed, first := time.Now(), 0, rand.Uint64N(1<<32)
+	for i := range count {
+		if !compareHistory(t, first+uint64(i), &sum) {
+			failed++
+		}
+	}
+	t.Logf("%d histories in %s, %d failed; the first seed was %d; %+v", count, time.Since(began).Round(time.Millisecond), failed, first, sum)
+}
+
+func compareHistory(t *testing.T, seed uint64, tally *tally) bool {
+	return t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			h := newHistory(t, seed)
+			h.settle()
+			defer func() { tally.add(h) }()
+			for range h.length {
+				h.acts = append(h.acts, time.Now().Format("15:04:05.0 ")+h.act())
+				h.settle()
+				h.check.settled(h)
+				if t.Failed() {
+					h.tell()
+				}
+				if t.Failed() || h.undecided {
+					break
+				}
+			}
+		})
+	})
+}
+
+// tally is what the histories contained.
+type tally struct{ Actions, Rollouts, Crashes, Undecided int }
+
+func (t *tally) add(h *history) {
+	t.Actions += len(h.acts)
+	t.Rollouts += len(h.ref.rollouts)
+	t.Crashes += h.crashes
+	if h.undecided {
+		t.Undecided++
+	}
+}
+
+// picture is what is compared, in lines.
+type picture struct{ lines []string }
+
+func (p *picture) group(name string, at versions) {
+	var parts []string
+	for _, n := range slices.Sorted(maps.Keys(at)) {
+		parts = append(parts, n+"="+short(at[n]))
+	}
+	p.lines = append(p.lines, fmt.Sprintf("group %s: %s", name, strings.Join(parts, " ")))
+}
+
+func (p *picture) rollout(id int, s State, wave int, waves []string, wants versions) {
+	if s.Ended() && s != Done {
+		waves, wave = nil, 0
+	}
+	var parts []string
+	for _, n := range slices.Sorted(maps.Keys(wants)) {
+		parts = append(parts, n+"->"+short(wants[n]))
+	}
+	p.lines = append(p.lines, fmt.Sprintf("rollout %03d: %s, wave %d of %q, %s", id, s, wave, waves, strings.Join(parts, " ")))
+}
+
+func (p *picture) hold(id holdID, kind HoldKind, handshake bool) {
+	p.lines = append(p.lines, fmt.Sprintf("hold %s %s: %s %t", id.secret, short(id.version), kind, handshake))
+}
+
+func (p *picture) String() string {
+	slices.Sort(p.lines)
+	return strings.Join(p.lines, "\n")
+}
+
+// history is a controller and a reference to which the same things happen.
+type history struct {
+	*rig
+	ref    *reference
+	seed   uint64
+	random *rand.Rand
+	names  []string
+	length int
+	acts   []string
+	bad    map[version]string // which nodes refuse a version: a group, or "all"
+	gone   map[string]bool    // secrets that left the configuration
+	lives  map[string]time.Duration
+	short  bool // certificates end, and deadlines pass; then handshakes and starts of older versions are left out: findings 11, 12
+	check  invariants
+
+	crashes   int
+	undecided bool
+}
+
+func newHistory(t *testing.T, seed uint64) *history {
+	random := rand.New(rand.NewPCG(seed, 0))
+	p := waves([]string{"auto", "auto", "manual"}[random.IntN(3)], "canary", "eu us", "rest")
+	p.Watch = []time.Duration{0, 20 * time.Second, time.Minute}[random.IntN(3)]
+	p.UndoWindow = 5 * time.Minute
+	p.NodeGrace = 2 * time.Minute
+	p.RetryAfter = 10 * time.Minute
+	p.EmptyWait = random.IntN(3) == 0
+	if random.IntN(4) == 0 {
+		p.MinAcked = 50
+	}
+	if random.IntN(4) == 0 {
+		p.Gates = []Gate{{Name: "errors", Max: number(5), MaxIncrease: number(2), Timeout: 30 * time.Second}}
+	}
+	p.Hook = random.IntN(6) == 0
+	h := &history{
+		seed: seed, random: random, names: []string{"a", "b", "d"}[:1+random.IntN(3)], length: 40,
+		bad: map[version]string{}, gone: map[string]bool{}, lives: map[string]time.Duration{},
+	}
+	h.short = random.IntN(2) == 0
+	for _, name := range h.names { // the same for all its versions: finding 8
+		if h.lives[name] = 90 * day; h.short {
+			h.lives[name] = []time.Duration{90 * day, time.Hour, 20 * time.Minute, 20 * time.Minute}[random.IntN(4)]
+		}
+	}
+	p.Managed = func(name string) bool { return !h.gone[name] }
+	h.rig = newRigOn(t, p, &memory{entries: map[string]store.Entry{}})
+	h.ref = newReference(p)
+	h.prober.blinded = random.IntN(2) == 0 || h.short
+	h.prober.bad = map[version]string{}
+	h.ref.prober.blinded, h.ref.prober.bad = h.prober.blinded, h.prober.bad
+	h.ref.meters, h.ref.hook = h.meters, h.hook
+	h.meters.values = map[string]string{"errors": "1"}
+	h.hook.result = HookResult{Done: true}
+	for _, g := range []string{"canary", "canary", "eu", "us", "rest"} {
+		if random.IntN(6) == 0 {
+			continue
+		}
+		names := h.names[:1+random.IntN(len(h.names))]
+		id := fmt.Sprintf("n%d", len(h.fleet.nodes))
+		h.node(id, g, names...)
+		twin := &node{id: id, group: g, names: names, serves: versions{}, received: versions{}}
+		twin.reset()
+		twin.connect()
+		h.ref.fleet.nodes = append(h.ref.fleet.nodes, twin)
+	}
+	h.both(func(n *node) {
+		n.refuses = func(_ string, v version) bool { return h.bad[v] == "all" || h.bad[v] == n.group }
+	})
+	h.check.init()
+	return h
+}
+
+// both changes every node, and its twin.
+func (h *history) both(change func(*node)) {
+	for _, f := range []*fleet{h.fleet, h.ref.fleet} {
+		f.edit(func() {
+			for _, n := range f.nodes {
+				change(n)
+			}
+		})
+	}
+}
+
+// twins changes one node, and its twin.
+func (h *history) twins(i int, change func(*node)) {
+	for _, f := range []*fleet{h.fleet, h.ref.fleet} {
+		f.edit(func() { change(f.nodes[i]) })
+	}
+}
+
+// settle lets both go on until nothing changes any more, and compares.
+func (h *history) settle() {
+	h.t.Helper()
+	for range 3 { // what has ended is looked back at only after a pause
+		h.rest()
+		time.Sleep(lookBackPause) //nolint:forbidigo // the clock of the bubble
+	}
+	h.rest()
+	h.compare()
+}
+
+func (h *history) rest() {
+	h.t.Helper()
+	last := ""
+	for range 200 {
+		h.look()
+		now := h.String() + "\n" + h.ref.String()
+		if now == last {
+			return
+		}
+		last = now
+	}
+	h.t.Errorf("seed %d: it does not come to rest", h.seed)
+}
+
+// look lets both look once, and their nodes answer.
+func (h *history) look() {
+	h.t.Helper()
+	if _, err := h.c.step(h.ctx()); err != nil {
+		if !errors.Is(err, errDisk) {
+			h.t.Fatalf("seed %d: %v", h.seed, err)
+		}
+		if h.mend() {
+			return
+		}
+		if _, err := h.c.step(h.ctx()); err != nil {
+			h.t.Fatalf("seed %d: %v", h.seed, err)
+		}
+	}
+	h.fleet.deliver(h.cache)
+	h.ref.step(time.Now())
+	h.ref.fleet.send(func(group, name string) version { return h.ref.serves[group][name] })
+	h.check.looked(h)
+}
+
+// String tells what the controller has, as the reference does.
+func (h *history) String() string {
+	var p picture
+	for _, g := range h.policy.Groups() {
+		p.group(g, maps.Collect(h.mustAt(g).Secrets.All()))
+	}
+	for _, r := range must(h.c.History(h.ctx())) {
+		waves := make([]string, 0, len(r.Waves))
+		for _, w := range r.Waves {
+			waves = append(waves, strings.Join(w.Groups, "+")+" "+string(w.State))
+		}
+		wave := r.Wave
+		p.rollout(int(r.ID), r.State, wave, waves, r.wants())
+	}
+	for _, one := range h.c.Holds() {
+		p.hold(holdID{one.Secret, one.Version}, one.Kind, one.Handshake)
+	}
+	return p.String()
+}
+
+func (h *history) compare() {
+	h.t.Helper()
+	if h.undecided {
+		return
+	}
+	if diff := cmp.Diff(strings.Split(h.ref.String(), "\n"), strings.Split(h.String(), "\n")); diff != "" {
+		h.t.Errorf("seed %d, after %d actions: the controller is not where the reference is (-reference +controller):\n%s", h.seed, len(h.acts), diff)
+	}
+}
+
+// tell prints the history that failed.
+func (h *history) tell() {
+	p := h.policy
+	h.t.Logf("manual %t, watch %s, empty wait %t, min acked %d, gates %d, hook %t, blind %t, now %s", p.Manual, p.Watch, p.EmptyWait, p.MinAcked, len(p.Gates), p.Hook, h.prober.blinded, time.Now().Format("15:04:05.0"))
+	for _, n := range h.fleet.nodes {
+		h.t.Logf("node %s of %s: %v, connected %t, silent %t", n.id, n.group, n.names, n.connected, n.silent)
+	}
+	h.t.Logf("history:\n%s", strings.Join(h.acts, "\n"))
+	h.t.Logf("controller:\n%s", h.String())
+	if history, err := h.c.History(h.ctx()); err == nil {
+		for _, r := range history[max(0, len(history)-6):] {
+			for _, e := range r.Log {
+				h.t.Logf("rollout %d %s: %s %s", r.ID, e.At.Format("15:04:05.0"), e.State, e.Reason)
+			}
+		}
+	}
+}
+
+// mend is what happens after a write that failed, or whose answer got lost, while the controller looked: a crash, or not. What was due then
+// may be done, or not: what comes after the crash has to be what the reference does in one of the two cases. It returns whether there was a crash.
+func (h *history) mend() bool {
+	h.t.Helper()
+	h.disk.hooks(nil, nil)
+	if h.random.IntN(2) == 0 {
+		return false // it goes on, and reads what the store holds
+	}
+	done := h.ref.clone()
+	done.step(time.Now())
+	h.crashes++
+	h.reboot(done)
+	for range 100 {
+		was := h.String() + h.ref.String() + done.String()
+		h.step()
+		h.fleet.deliver(h.cache)
+		for _, ref := range []*reference{h.ref, done} {
+			ref.step(time.Now())
+			ref.fleet.send(func(group, name string) version { return ref.serves[group][name] })
+		}
+		if now := h.String() + h.ref.String() + done.String(); now == was {
+			break
+		}
+	}
+	switch now := h.String(); {
+	case h.ref.String() == now:
+	case done.String() == now:
+		h.ref = done
+	default: // several things were due, and only some of them are done
+		h.undecided = true
+	}
+	return true
+}
+
+// reboot ends the server without a word, and starts it again; Envoys too.
+func (h *history) reboot(more ...*reference) {
+	h.t.Helper()
+	before := h.String()
+	if h.c.doubt { // it does not know what the store holds
+		before = ""
+	}
+	refs := append([]*reference{h.ref}, more...)
+	again := func(f *fleet) {
+		f.forget(true)
+		f.edit(func() {
+			for _, n := range f.nodes {
+				clear(n.received)
+			}
+		})
+	}
+	again(h.fleet)
+	h.crash()
+	h.check.restarted(h, before)
+	for _, ref := range refs {
+		again(ref.fleet)
+		h.check.watches(h, ref)
+		ref.restart()
+	}
+	if err := h.c.Reconfigure(h.ctx(), h.policy); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// act does one random thing, as a CA, a node, an operator or a failing machine does.
+func (h *history) act() string {
+	name := h.names[h.random.IntN(len(h.names))]
+	group := h.policy.Groups()[h.random.IntN(4)]
+	id := h.random.IntN(3)
+	if n := len(h.ref.rollouts); n > 0 {
+		id = max(1, n-id)
+	}
+	switch k := h.random.IntN(100); {
+	case k < 22:
+		return h.accept(name)
+	case k < 50:
+		return h.wait()
+	case k < 62:
+		return h.nodeAct()
+	case k < 84:
+		return h.operate(name, group, id)
+	case k < 92:
+		return h.world()
+	case k < 95:
+		h.reboot()
+		return "restart"
+	default:
+		n := h.random.IntN(4) + 1
+		return h.failing(n, name)
+	}
+}
+
+// failing makes the n-th commit fail from now on, before or after it.
+func (h *history) failing(n int, name string) string {
+	at := func(k int) bool { return k >= n }
+	base := h.disk.count()
+	when := "before"
+	if h.random.IntN(2) == 0 {
+		h.disk.hooks(func(k int) bool { return at(k - base) }, nil)
+	} else {
+		when = "after"
+		h.disk.hooks(nil, func(k int) bool { return at(k - base) })
+	}
+	return fmt.Sprintf("the store fails %s commit %d; %s", when, n, h.accept(name))
+}
+
+// accept takes in a new version, good or bad.
+func (h *history) accept(name string) string {
+	if h.gone[name] {
+		return "nothing"
+	}
+	life := h.lives[name]
+	p := Proposal{Secret: newSecret(h.t, name, life), Source: cache.SourceACME, Issuer: []string{"le", "le", "gts"}[h.random.IntN(3)], Reason: "issued"}
+	v := h.cache.Version(p.Secret)
+	what := ""
+	switch k := h.random.IntN(10); {
+	case k == 0:
+		h.bad[v], what = "all", ", that all refuse"
+	case k == 1:
+		h.bad[v] = h.policy.Groups()[h.random.IntN(4)]
+		what = ", that " + h.bad[v] + " refuses"
+	case k == 2:
+		h.prober.bad[v], what = "unknown root", ", that clients reject"
+	}
+	h.check.accepts(h, p.Secret, life)
+	h.do(func() error { _, err := h.c.Accept(h.ctx(), p); return err }, func() {
+		for _, one := range must(h.cache.Versions(h.ctx(), name)) {
+			if one.Version == v {
+				h.ref.accept(one)
+			}
+		}
+	})
+	return fmt.Sprintf("accept %s %s, lives %s%s", name, short(v), life, what)
+}
+
+// do lets both do something. What a failing store keeps from being done is done again; what was only not answered is done.
+func (h *history) do(real func() error, reference func()) {
+	h.t.Helper()
+	lost := h.disk.after != nil
+	err := real()
+	if !errors.Is(err, errDisk) {
+		reference()
+		return
+	}
+	if lost {
+		h.disk.hooks(nil, nil)
+		if err := h.c.take(h.ctx()); err != nil { // it reads what the store holds
+			h.t.Fatal(err)
+		}
+		h.c.leave()
+		reference()
+		h.reboot()
+		return
+	}
+	h.mend()
+	if err := real(); err != nil && errors.Is(err, errDisk) {
+		h.t.Fatal(err)
+	}
+	reference()
+}
+
+func (h *history) wait() string {
+	d := time.Duration(1+h.random.IntN(100)) * time.Second
+	if h.random.IntN(5) == 0 {
+		d *= 8
+	}
+	for end := time.Now().Add(d); time.Now().Before(end) && !h.t.Failed() && !h.undecided; {
+		time.Sleep(time.Second) //nolint:forbidigo // the clock of the bubble
+		h.look()
+	}
+	return fmt.Sprintf("%s pass", d)
+}
+
+func (h *history) nodeAct() string {
+	if len(h.fleet.nodes) == 0 {
+		return "nothing"
+	}
+	i := h.random.IntN(len(h.fleet.nodes))
+	id := h.fleet.nodes[i].id
+	if h.random.IntN(3) == 0 {
+		h.twins(i, func(n *node) { n.silent = !n.silent })
+		return id + " is silent, or not"
+	}
+	h.twins(i, func(n *node) {
+		if n.connected {
+			n.disconnect()
+		} else {
+			n.connect()
+		}
+	})
+	return id + " goes, or comes"
+}
+
+// operate is what an operator wishes; one that is refused has to be refused by both.
+func (h *history) operate(name, group string, id int) string {
+	ctx := h.ctx()
+	both := func(what string, real func() error, reference func() bool) string {
+		var err error
+		h.do(func() error { err = real(); return err }, func() {
+			if ok := reference(); ok != (err == nil) && !errors.Is(err, errDisk) {
+				h.t.Errorf("seed %d: %s: the reference says %t, the controller %v", h.seed, what, ok, err)
+			}
+		})
+		return fmt.Sprintf("%s: %v", what, err)
+	}
+	control := func(what string, real func(ctx2 uint64) (Control, error), reference func(int) bool) string {
+		var c Control
+		var err error
+		h.do(func() error { c, err = real(uint64(id)); return err }, func() {
+			if ok := reference(id); ok != (err == nil && !c.Already) && !errors.Is(err, errDisk) {
+				h.t.Errorf("seed %d: %s %d: the reference says %t, the controller %+v, %v", h.seed, what, id, ok, c, err)
+			}
+		})
+		return fmt.Sprintf("%s %d: %v", what, id, err)
+	}
+	switch k := h.random.IntN(20); {
+	case k < 4:
+		h.do(func() error { _, err := h.c.Promote(ctx, group, 0, alice); return err }, func() { h.ref.promote(group) })
+		return "promote " + group
+	case k < 6:
+		return both("rollback "+group, func() error { _, err := h.c.Rollback(ctx, group, alice); return err }, func() bool { return h.ref.rollback(group) })
+	case k < 8:
+		h.do(func() error { _, err := h.c.Release(ctx, name, ""); return err }, func() { h.ref.release(name) })
+		return "release " + name
+	case k < 10:
+		return both("hold "+name, func() error { _, err := h.c.Hold(ctx, name, "", alice); return err }, func() bool { return h.ref.keep(name) })
+	case k < 13:
+		return control("pause", func(id uint64) (Control, error) { return h.c.Pause(ctx, id, alice) }, h.ref.pause)
+	case k < 16:
+		return control("resume", func(id uint64) (Control, error) { return h.c.Resume(ctx, id, alice) }, h.ref.resume)
+	case k < 17:
+		return control("abort", func(id uint64) (Control, error) { return h.c.Abort(ctx, id, alice) }, h.ref.abort)
+	case k < 18:
+		return control("undo", func(id uint64) (Control, error) { return h.c.Undo(ctx, id, alice) }, h.ref.undo)
+	default:
+		stored := h.ref.stored[name]
+		if len(stored) == 0 {
+			return "nothing"
+		}
+		v := stored[h.random.IntN(min(2, len(stored)))].Version
+		if h.short {
+			v = stored[0].Version
+		}
+		return both("start "+name+" "+short(v), func() error { _, err := h.c.Start(ctx, name, v, alice); return err }, func() bool { return h.ref.start(name, v) })
+	}
+}
+
+// world changes what is around: gates, handshakes, the hook, the configuration.
+func (h *history) world() string {
+	switch h.random.IntN(6) {
+	case 0:
+		h.meters.values["errors"] = []string{"0", "1", "2.5", "9"}[h.random.IntN(4)]
+		return "errors are at " + h.meters.values["errors"]
+	case 1:
+		if delete(h.meters.values, "errors"); h.random.IntN(2) == 0 {
+			h.meters.values["errors"] = "1"
+		}
+		return fmt.Sprintf("errors are at %q", h.meters.values["errors"])
+	case 2:
+		h.prober.unseen = !h.prober.unseen && h.random.IntN(2) == 0
+		h.ref.prober.unseen = h.prober.unseen
+		return fmt.Sprintf("handshakes see nothing: %t", h.prober.unseen)
+	case 3:
+		h.prober.hung = !h.prober.hung && h.random.IntN(2) == 0
+		h.ref.prober.hung = h.prober.hung
+		return fmt.Sprintf("handshakes hang: %t", h.prober.hung)
+	case 4:
+		h.hook.result = []HookResult{{Done: true}, {Done: true}, {}, {Done: true, Failed: "no"}, {Err: "not found"}}[h.random.IntN(5)]
+		return fmt.Sprintf("the hook says %+v", h.hook.result)
+	default:
+		return h.configure()
+	}
+}
+
+// configure is a reload of the configuration.
+func (h *history) configure() string {
+	p := h.policy
+	what := ""
+	switch h.random.IntN(3) {
+	case 0:
+		p.Manual = !p.Manual
+		what = fmt.Sprintf("manual is %t", p.Manual)
+	case 1:
+		p.Calendar = nil
+		if h.random.IntN(2) == 0 {
+			p.Calendar = closed(time.Now().Add(5 * time.Minute))
+		}
+		what = fmt.Sprintf("frozen: %t", p.Calendar != nil)
+	default:
+		name := h.names[0]
+		h.gone[name] = !h.gone[name] && h.random.IntN(2) == 0
+		what = fmt.Sprintf("%s has left the configuration: %t", name, h.gone[name])
+	}
+	h.policy = p
+	h.do(func() error { return h.c.Reconfigure(h.ctx(), p) }, func() { h.ref.reconfigure(p) })
+	return what
+}

@@ -68,7 +68,7 @@ func (t *transaction) sight(r *Rollout, w *Wave) sight {
 			s.hook = t.c.hook.Run(HookWave{Rollout: r.ID, Wave: r.Wave, Groups: w.Groups, Secrets: r.secrets()})
 		}
 	}
-	t.c.show(r, w, s)
+	t.c.show(r, s)
 	return s
 }
 

@@ -19,13 +19,14 @@ func (t *transaction) recorded(records []record) []Record {
 	for _, r := range records {
 		switch {
 		case r.rollout != nil:
-			known := 0
+			known := t.reopened[r.rollout.ID]
 			if before := t.c.active[r.rollout.ID]; before != nil {
 				known = len(before.Log)
 			}
 			for _, e := range r.rollout.Log[min(known, len(r.rollout.Log)):] {
 				out = append(out, Record{Rollout: r.rollout, Event: e})
 			}
+		case r.again:
 		case r.hold != nil:
 			out = append(out, Record{Hold: *r.hold})
 		default:
@@ -49,4 +50,21 @@ func (c *Controller) tell(ctx context.Context, records []Record) {
 	if c.audit != nil {
 		c.audit(ctx, records)
 	}
+}
+
+// untold returns the transitions of rollouts that were stored without an answer.
+func untold(rollouts []*Rollout, before map[uint64]*Rollout, last uint64) []Record {
+	var out []Record
+	for _, r := range rollouts {
+		known := len(r.Log)
+		if was := before[r.ID]; was != nil {
+			known = len(was.Log)
+		} else if r.ID > last {
+			known = 0
+		}
+		for _, e := range r.Log[min(known, len(r.Log)):] {
+			out = append(out, Record{Rollout: r, Event: e})
+		}
+	}
+	return out
 }

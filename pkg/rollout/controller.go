@@ -68,6 +68,7 @@ type Controller struct {
 	watches  map[uint64]*observation         // by rollout: watches under way
 	asked    map[uint64]*question            // by rollout: since when the gates are asked before a wave
 	recent   map[uint64]*Rollout             // that are done, and may still be taken back; never written to
+	ailing   map[string]bool                 // secrets of rollouts that were taken back: another version may wait
 	lookedAt time.Time                       // when these were looked at last
 	history  []uint64                        // stored rollouts that have ended, the oldest first
 
@@ -95,7 +96,7 @@ func New(ctx context.Context, opts Options) (*Controller, error) {
 		audit: opts.Audit,
 		turn:  make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
 		prober: opts.Prober, gates: opts.Gates, hook: opts.Hook,
-		watches: map[uint64]*observation{}, asked: map[uint64]*question{}, recent: map[uint64]*Rollout{},
+		watches: map[uint64]*observation{}, asked: map[uint64]*question{}, recent: map[uint64]*Rollout{}, ailing: map[string]bool{},
 		ended: map[State]uint64{}, sights: map[uint64]shown{},
 	}
 	return c, c.load(ctx)
@@ -140,10 +141,14 @@ func (c *Controller) reload(ctx context.Context) error {
 		}
 		rollouts = append(rollouts, r)
 	}
+	c.mu.Lock()
+	before := maps.Clone(c.active)
+	c.mu.Unlock()
 	if err := c.adopt(ctx, rollouts); err != nil {
 		return err
 	}
 	c.suspects = nil
+	c.tell(ctx, untold(rollouts, before, last))
 	return nil
 }
 
@@ -202,6 +207,9 @@ func (c *Controller) set(r *Rollout) {
 	if r.State.Ended() {
 		delete(c.sights, r.ID)
 		return
+	}
+	if i, ended := slices.BinarySearch(c.history, r.ID); ended { // it is being taken back
+		c.history = slices.Delete(c.history, i, i+1)
 	}
 	c.active[r.ID] = r
 	for _, g := range r.occupies() {

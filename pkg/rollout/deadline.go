@@ -127,18 +127,16 @@ func (c *Controller) rescue(ctx context.Context, name string) error {
 		return err
 	}
 	id := uint64(0)
-	if best := slices.IndexFunc(versions, t.rescues); best >= 0 {
-		want := versions[best]
-		older := func(g string) bool {
-			have, ok := t.has(g, name)
-			return ok && createdBefore(versions, have, want.Created)
+	for _, fit := range []func(cache.Meta) bool{t.eligible, t.rescues} { // what nobody holds comes first
+		best := slices.IndexFunc(versions, fit)
+		if best < 0 || !t.helps(versions, versions[best]) {
+			continue
 		}
-		groups := slices.DeleteFunc(t.policy.Groups(), func(g string) bool { return !older(g) })
-		if t.due(name, want.Version, groups) {
-			if id, err = t.propose(ctx, intent{secret: name, version: want.Version, reason: "what is served ends soon: everything else is overruled", now: true}); err != nil {
-				return err
-			}
+		why := "what is served ends soon: everything else is overruled"
+		if id, err = t.propose(ctx, intent{secret: name, version: versions[best].Version, reason: why, now: true}); err != nil {
+			return err
 		}
+		break
 	}
 	t.quiet(name)
 	if err := t.commit(ctx); err != nil || id == 0 {
@@ -149,6 +147,17 @@ func (c *Controller) rescue(ctx context.Context, name string) error {
 	c.mu.Unlock()
 	c.slog.WarnContext(ctx, "overruled: what is served ends soon", "secret", name, "rollout", id)
 	return nil
+}
+
+// helps reports whether groups serve an older version whose life is nearly over, and this one's is not.
+func (t *transaction) helps(versions []cache.Meta, want cache.Meta) bool {
+	older := func(g string) bool {
+		have, ok := t.has(g, want.Name)
+		return ok && createdBefore(versions, have, want.Created)
+	}
+	groups := slices.DeleteFunc(t.policy.Groups(), func(g string) bool { return !older(g) })
+	_, end := t.soonest(want.Name, want.Version, groups)
+	return t.due(want.Name, want.Version, groups) && (want.NotAfter.IsZero() || end.Before(want.NotAfter))
 }
 
 // rescues reports whether a version may be served where nothing else is left. One that a handshake has shown to be bad is only better than one that

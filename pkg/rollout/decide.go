@@ -58,7 +58,7 @@ func (p Policy) refused(r *Rollout, s sight) decision {
 		d.blame(culprit{secret: n.Secret, version: n.Version, reason: s.verdict.refusal()})
 	}
 	for _, f := range s.round.Findings {
-		if !f.Unseen && !(r.emergency() && f.Kind == OldLeaf) { // likewise
+		if !f.Unseen && (!r.emergency() || f.Kind != OldLeaf) { // likewise
 			d.blame(culprit{secret: f.Secret, version: f.Version, reason: "handshake: " + f.Message, handshake: true})
 		}
 	}

@@ -76,7 +76,7 @@ func (t *transaction) complaints(r *Rollout) []culprit {
 					d.blame(culprit{secret: n.Nacked.Secret, version: n.Nacked.Version, reason: n.refusal()})
 				}
 			}
-			t.mismatches(&d, g, want)
+			t.mismatches(&d, r, g, want)
 		}
 	}
 	return slices.DeleteFunc(d.culprits, func(c culprit) bool {
@@ -85,12 +85,12 @@ func (t *transaction) complaints(r *Rollout) []culprit {
 	})
 }
 
-func (t *transaction) mismatches(d *decision, group string, want map[string]secret.Version) {
+func (t *transaction) mismatches(d *decision, r *Rollout, group string, want map[string]secret.Version) {
 	if t.c.prober == nil {
 		return
 	}
 	for name, v := range want {
-		if f, ok := t.c.prober.Mismatch(group, name, v); ok && !f.Unseen {
+		if f, ok := t.c.prober.Mismatch(group, name, v); ok && !f.Unseen && (!r.emergency() || f.Kind != OldLeaf) {
 			d.blame(culprit{secret: name, version: v, reason: "handshake: " + f.Message, handshake: true})
 		}
 	}
@@ -103,6 +103,7 @@ func (t *transaction) reopen(ctx context.Context, r *Rollout, u Unwind) error {
 	}
 	t.rollouts[r.ID] = r
 	if r.State.Ended() {
+		t.reopened[r.ID] = len(r.Log)
 		r.log(t.now, Moving, "taking back: "+u.Reason, u.By)
 		r.Finished = time.Time{}
 	}

@@ -237,7 +237,14 @@ func (c *Controller) rewave(ctx context.Context, added []string) error {
 		}
 		next := r.clone()
 		next.rewave(t.policy, joining)
-		if slices.EqualFunc(r.Waves, next.Waves, func(a, b Wave) bool { return slices.Equal(a.Groups, b.Groups) }) {
+		if len(joining) > 0 && !next.removal() {
+			for change := range next.live() {
+				last, _ := t.soonest(change.Secret, change.To, joining)
+				next.Deadline = sooner(next.Deadline, last)
+			}
+		}
+		t.dropGone(next)
+		if r.Deadline.Equal(next.Deadline) && slices.EqualFunc(r.Waves, next.Waves, func(a, b Wave) bool { return slices.Equal(a.Groups, b.Groups) }) {
 			continue
 		}
 		t.rollouts[id] = next
@@ -249,6 +256,21 @@ func (c *Controller) rewave(ctx context.Context, added []string) error {
 		}
 	}
 	return t.commit(ctx)
+}
+
+// dropGone takes groups out of the wave under way that have left the policy: nobody waits for their nodes.
+func (t *transaction) dropGone(r *Rollout) {
+	w := r.current()
+	gone := func(g string) bool { return !slices.Contains(t.policy.Groups(), g) }
+	if w == nil || !w.State.moved() || !slices.ContainsFunc(w.Groups, gone) {
+		return
+	}
+	w.Groups = slices.DeleteFunc(slices.Clone(w.Groups), gone)
+	w.Moved = slices.DeleteFunc(slices.Clone(w.Moved), gone)
+	w.Members, w.Nodes, w.Stalled = nil, Nodes{}, false
+	for _, g := range w.Moved {
+		t.muster(r, w, g)
+	}
 }
 
 // joining returns the groups that a rollout may take with it: it brings none of them an older version.
@@ -327,6 +349,26 @@ func (c *Controller) heal(ctx context.Context) error {
 		metas = metas[n:]
 	}
 	c.unhealed = len(faults) > 0
+	return errors.Join(faults...)
+}
+
+// healAiling looks for another version of the secrets that were taken back: one that was superseded by the bad one, say.
+func (c *Controller) healAiling(ctx context.Context) error {
+	var faults []error
+	for name := range c.ailing {
+		versions, err := c.cache.Versions(ctx, name)
+		if err == nil && len(versions) > 0 {
+			err = c.healOne(ctx, versions)
+		}
+		if err == nil {
+			delete(c.ailing, name)
+			continue
+		}
+		faults = append(faults, fmt.Errorf("secret %q: %w", name, err))
+		if err := c.settle(ctx); err != nil {
+			return errors.Join(append(faults, err)...)
+		}
+	}
 	return errors.Join(faults...)
 }
 

@@ -169,7 +169,12 @@ func (r *Rollout) log(now time.Time, state State, reason, by string) {
 	if state.Ended() {
 		r.Finished, r.Unwind = now.UTC(), nil
 	}
-	if n := len(r.Log); n > 0 && r.Log[n-1].State == state && r.Log[n-1].Reason == reason {
+	n := len(r.Log)
+	if n > 0 && r.Log[n-1].State == state && r.Log[n-1].Reason == reason {
+		return
+	}
+	if n > 1 && state == Waiting && r.Log[n-1].State == Waiting && r.Log[n-1].By == "" && by == "" { // it may wait for this and that a thousand times
+		r.Log = append(slices.Clone(r.Log[:n-1]), Event{At: now.UTC(), State: state, Reason: reason})
 		return
 	}
 	r.Log = append(r.Log, Event{At: now.UTC(), State: state, Reason: reason, By: by})

@@ -26,6 +26,9 @@ func (c *Controller) step(ctx context.Context) (time.Time, error) {
 	if err := c.settle(ctx); err != nil {
 		return time.Time{}, errors.Join(append(faults, err)...)
 	}
+	if err := c.healAiling(ctx); err != nil {
+		faults = append(faults, err)
+	}
 	if err := c.retrySoftHolds(ctx); err != nil {
 		faults = append(faults, err)
 	}
@@ -105,7 +108,7 @@ func (c *Controller) carry(ctx context.Context, id uint64) (recheck time.Time, m
 
 // changed reports whether a rollout has something to store. New counts of nodes alone are not stored.
 func changed(before, after *Rollout) bool {
-	return before.State != after.State || before.Wave != after.Wave || len(before.Log) != len(after.Log) ||
+	return before.State != after.State || before.Reason != after.Reason || before.Wave != after.Wave || len(before.Log) != len(after.Log) ||
 		!slices.EqualFunc(before.Waves, after.Waves, func(a, b Wave) bool {
 			return a.State == b.State && len(a.Moved) == len(b.Moved) && a.Promoted == b.Promoted
 		})
@@ -174,7 +177,7 @@ func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) (time.Time
 		r.log(t.now, Waiting, reason, "")
 		return recheck, nil
 	}
-	t.couple(r, w)
+	t.couple(r)
 	return time.Time{}, t.move(ctx, r, w)
 }
 
@@ -200,10 +203,7 @@ func (t *transaction) mustWait(r *Rollout, w *Wave, e earlier) (reason string, r
 	switch {
 	case e.reason != "":
 		return e.reason, e.recheck
-	case t.occupied(r, w):
-		return "until another change has left " + some(w.Groups), time.Time{}
-	}
-	if r.addition() {
+	case r.addition():
 		return "", time.Time{}
 	}
 	if t.policy.Calendar != nil {
@@ -211,7 +211,13 @@ func (t *transaction) mustWait(r *Rollout, w *Wave, e earlier) (reason string, r
 			return why, until
 		}
 	}
-	return t.wantsNode(r, w), time.Time{}
+	if why := t.wantsNode(r, w); why != "" { // before what comes and goes: each other reason is stored
+		return why, time.Time{}
+	}
+	if t.occupied(r, w) {
+		return "until another change has left " + some(w.Groups), time.Time{}
+	}
+	return "", time.Time{}
 }
 
 // wantsNode says which group has no node that subscribes to what changes, where such a node is waited for.
@@ -219,7 +225,9 @@ func (t *transaction) wantsNode(r *Rollout, w *Wave) string {
 	if !t.policy.EmptyWait || w.Promoted || r.removal() || !t.needsMove(r, w) {
 		return ""
 	}
-	for g, nodes := range t.c.progress(r, w) {
+	progress := t.c.progress(r, w)
+	for _, g := range w.Groups { // in their order: the reason is the same at each look
+		nodes := progress[g]
 		if !slices.ContainsFunc(nodes, t.counts) {
 			return fmt.Sprintf("for a node of %s that subscribes to %s (empty_group is wait)", g, some(r.secrets()))
 		}

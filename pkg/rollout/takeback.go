@@ -52,6 +52,9 @@ func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
 		u.Groups = u.Groups[:last]
 	}
 	r.Unwind = nil
+	for _, name := range u.Secrets {
+		t.c.ailing[name] = true
+	}
 	if !r.empty() {
 		t.goesOn(r, u.Reason, u.By)
 		return nil
@@ -97,7 +100,7 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secret
 // before the nodes had ACKed it comes only after those.
 func (t *transaction) fallback(ctx context.Context, group string, moves []cache.Move, c Change) (to secret.Version, by int, ok bool, err error) {
 	by, to, err = t.brought(ctx, moves, c.Secret, c.To)
-	var spare *secret.Version
+	var spare, last *secret.Version // last: what stood there directly before, though it is held, as it was served
 	for i := by; i >= 0 && err == nil; {
 		fit := false
 		if fit, err = t.usable(ctx, c.Secret, to); err != nil {
@@ -122,12 +125,29 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 		if fit && spare == nil {
 			spare = new(to)
 		}
+		if !fit && i == by {
+			if last, err = t.servedThough(ctx, c.Secret, to); err != nil {
+				break
+			}
+		}
 		i, to = before, from
+	}
+	if spare == nil {
+		spare = last
 	}
 	if err != nil || spare == nil {
 		return "", by, false, err
 	}
 	return *spare, by, true, nil
+}
+
+// servedThough returns a version that is held, but was not seen to be bad by clients, and has not expired: a deadline has brought it, say.
+func (t *transaction) servedThough(ctx context.Context, name string, v secret.Version) (*secret.Version, error) {
+	problem, err := t.unfit(ctx, name, v)
+	if h, held := t.held(name, v); err != nil || problem != "" || held && h.Handshake {
+		return nil, err
+	}
+	return &v, nil
 }
 
 // brought returns the index of the last move that brought a version of a secret, and what was there before; -1 if none did.

@@ -10,7 +10,7 @@ const maxTrain = 64
 
 // couple takes along what waits for the same groups, and is as far: changes that are ready at the same moment travel together, so that
 // one watch serves them all.
-func (t *transaction) couple(r *Rollout, w *Wave) {
+func (t *transaction) couple(r *Rollout) {
 	if !r.travels() {
 		return
 	}

@@ -24,6 +24,7 @@ type transaction struct {
 	last     uint64
 	touched  bool                    // a rollout changed in a way that only its members show
 	versions map[string][]cache.Meta // that were read
+	reopened map[uint64]int          // rollouts that had ended, with the length of their logs
 	quieted  string                  // a secret whose deadlines were just looked at
 }
 
@@ -32,7 +33,7 @@ func (c *Controller) begin() *transaction {
 	defer c.mu.Unlock()
 	return &transaction{
 		Plan: c.cache.Plan(), c: c, now: time.Now().UTC(), policy: c.policy,
-		rollouts: map[uint64]*Rollout{}, holds: map[holdID]*Hold{}, last: c.last, versions: map[string][]cache.Meta{},
+		rollouts: map[uint64]*Rollout{}, holds: map[holdID]*Hold{}, last: c.last, versions: map[string][]cache.Meta{}, reopened: map[uint64]int{},
 	}
 }
 
@@ -123,6 +124,7 @@ func (t *transaction) put(h Hold) {
 		return
 	}
 	if have, ok := t.held(h.Secret, h.Version); ok && have.Kind.weight() >= h.Kind.weight() {
+		t.holds[holdID{h.Secret, h.Version}] = &have // its deadline is found anew
 		return
 	}
 	h.Since = t.now
@@ -214,7 +216,14 @@ func (t *transaction) forgotten(records []record) []uint64 {
 	if over <= 0 || len(records) == 0 {
 		return nil
 	}
-	return t.c.history[:min(over, len(t.c.history), maxRecords-len(records))]
+	n := min(over, len(t.c.history), maxRecords-len(records))
+	for i, id := range t.c.history[:n] {
+		if t.rollouts[id] != nil { // it is being taken back
+			n = i
+			break
+		}
+	}
+	return t.c.history[:n]
 }
 
 // suspect notes that a commit failed, and which rollouts may have become something else.
@@ -240,6 +249,7 @@ type record struct {
 	rollout   *Rollout
 	id        holdID
 	hold      *Hold
+	again     bool // only its deadline is another one
 }
 
 // records encodes what changed: holds first, then rollouts that ended, then the others.
@@ -249,11 +259,14 @@ func (t *transaction) records() ([]record, error) {
 		r := record{operation: store.Delete(store.Key(holdPrefix, id.secret, string(id.version))), id: id, hold: h}
 		if h != nil {
 			h.Deadline = t.overruled(*h)
+			if t.stands(id, *h) {
+				continue
+			}
 			b, err := json.Marshal(h)
 			if err != nil {
 				return nil, fmt.Errorf("encode hold: %w", err)
 			}
-			r.operation = store.Put(r.operation.Key, b)
+			r.operation, r.again = store.Put(r.operation.Key, b), t.again(id, *h)
 		}
 		records = append(records, r)
 	}
@@ -270,6 +283,22 @@ func (t *transaction) records() ([]record, error) {
 		}
 	}
 	return records, nil
+}
+
+// stands reports whether a hold is stored as it is.
+func (t *transaction) stands(id holdID, h Hold) bool {
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	have, ok := t.c.holds[id]
+	return ok && have == h
+}
+
+// again reports whether a version is held already, for the same reason.
+func (t *transaction) again(id holdID, h Hold) bool {
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	have, ok := t.c.holds[id]
+	return ok && have.Kind == h.Kind && have.Since.Equal(h.Since)
 }
 
 func (t *transaction) commitEarly(ctx context.Context, records []record) error {
@@ -311,7 +340,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 		switch {
 		case r.rollout != nil:
 			c.slog.InfoContext(ctx, "rollout", "rollout", r.rollout.ID, "state", r.rollout.State, "wave", r.rollout.Wave, "reason", r.rollout.Reason)
-		case r.hold != nil:
+		case r.hold != nil && !r.again:
 			c.slog.WarnContext(ctx, "version held", "secret", r.id.secret, "version", r.id.version.Short(), "kind", r.hold.Kind, "reason", r.hold.Reason)
 		}
 	}

@@ -63,7 +63,7 @@ func (t *transaction) watchLength(r *Rollout) time.Duration {
 }
 
 // show keeps what was seen last for those who ask.
-func (c *Controller) show(r *Rollout, w *Wave, s sight) {
+func (c *Controller) show(r *Rollout, s sight) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sights[r.ID] = shown{wave: r.Wave, sight: s, at: time.Now()}
@@ -110,7 +110,7 @@ func (t *transaction) before(r *Rollout, w *Wave) (reason string, recheck time.T
 		}
 		problem := fmt.Sprintf("gate %q has no value: %s", result.Name, result.Error)
 		if result.Error == "" {
-			problem = fmt.Sprintf("gate %q is at %g, over %g, before the wave begins", result.Name, *result.Value, *result.Max)
+			problem = fmt.Sprintf("gate %q is over %g before the wave begins", result.Name, *result.Max)
 		}
 		for _, one := range readings {
 			if !one.At.Before(asked.read) && t.now.Sub(one.At) >= time.Second { // it is asked again

@@ -69,6 +69,7 @@ func (t *transaction) lookPaused(ctx context.Context, r *Rollout, w *Wave) (time
 	if !w.State.moved() {
 		return time.Time{}, nil
 	}
+	t.c.unwatched(r.ID, t.now)
 	s := sight{verdict: t.verdict(r, w)}
 	if d := t.policy.refused(r, s); len(d.culprits) > 0 {
 		return time.Time{}, t.condemn(ctx, r, w, d.culprits)

@@ -55,6 +55,7 @@ func (c *Controller) Resume(ctx context.Context, id uint64, op Operator) (Contro
 			return false, nil
 		}
 		r.Paused = false
+		c.unwatched(id, t.now)
 		state := Waiting
 		if w := r.current(); w != nil && w.State.moved() && !r.Parked {
 			state = w.State

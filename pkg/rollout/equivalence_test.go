@@ -542,7 +542,9 @@ func (h *history) operate(name, group string, id int) string {
 
 // world changes what is around: gates, handshakes, the hook, the configuration.
 func (h *history) world() string {
-	switch h.random.IntN(6) {
+	switch h.random.IntN(9) {
+	case 6, 7, 8:
+		return h.complain()
 	case 0:
 		h.meters.values["errors"] = []string{"0", "1", "2.5", "9"}[h.random.IntN(4)]
 		return "errors are at " + h.meters.values["errors"]
@@ -565,6 +567,27 @@ func (h *history) world() string {
 	default:
 		return h.configure()
 	}
+}
+
+// complain makes a version bad that is served already: clients reject it now, or nodes that start again refuse it.
+func (h *history) complain() string {
+	group, name := h.policy.Groups()[h.random.IntN(4)], h.names[h.random.IntN(len(h.names))]
+	v := h.ref.serves[group][name]
+	if v == "" {
+		return "nothing"
+	}
+	if h.random.IntN(2) == 0 {
+		h.prober.bad[v] = "the root is gone"
+		return fmt.Sprintf("clients reject %s %s now", name, short(v))
+	}
+	h.bad[v] = group
+	h.both(func(n *node) {
+		if n.group == group && n.connected {
+			n.connect()
+			clear(n.received)
+		}
+	})
+	return fmt.Sprintf("%s starts again, and refuses %s %s", group, name, short(v))
 }
 
 // configure is a reload of the configuration.

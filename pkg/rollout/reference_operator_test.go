@@ -259,8 +259,10 @@ func (m *reference) resume(id int) bool {
 		return false
 	}
 	r.paused, r.state = false, Waiting
-	if w := r.current(); w.moving() && !r.parked {
-		r.state = w.state
+	if w := r.current(); w.moving() {
+		if w.ticked = m.now; !r.parked {
+			r.state = w.state
+		}
 	}
 	return true
 }

@@ -39,6 +39,7 @@ func (m *reference) idle(r *refRollout, w *refWave) bool {
 	if !w.moving() {
 		return false
 	}
+	w.ticked = m.now // nobody watches
 	if names := m.refused(r, w, nil); len(names) > 0 {
 		m.fail(r, w, names)
 		return true

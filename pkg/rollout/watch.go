@@ -46,6 +46,13 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	return o
 }
 
+// unwatched takes the time up to now out of a watch under way.
+func (c *Controller) unwatched(id uint64, now time.Time) {
+	if o := c.watches[id]; o != nil {
+		o.last = now
+	}
+}
+
 // watchLength is how long a wave is watched: shorter where what the later waves serve ends soon.
 func (t *transaction) watchLength(r *Rollout) time.Duration {
 	if r.Deadline.IsZero() {

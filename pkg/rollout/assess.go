@@ -18,7 +18,9 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 		shown{sight: s, at: t.now}.dress(t.policy, w)
 	}
 	if n := s.verdict.nack; n != nil && r.emergency() { // reported, and not undone
-		t.hold(n.Secret, n.Version, Hard, s.verdict.refusal())
+		if h, held := t.held(n.Secret, n.Version); !held || h.Kind != Hard {
+			t.hold(n.Secret, n.Version, Hard, s.verdict.refusal())
+		}
 	}
 	switch {
 	case len(d.culprits) > 0:
@@ -74,7 +76,7 @@ func (t *transaction) lookPaused(ctx context.Context, r *Rollout, w *Wave) (time
 	if d := t.policy.refused(r, s); len(d.culprits) > 0 {
 		return time.Time{}, t.condemn(ctx, r, w, d.culprits)
 	}
-	if !r.Paused {
+	if !r.Paused && !w.Stalled {
 		r.log(t.now, Waiting, "until another change has left "+some(w.Groups), "")
 	}
 	return time.Time{}, nil
@@ -85,7 +87,7 @@ func (t *transaction) sight(r *Rollout, w *Wave) sight {
 	s := sight{verdict: t.verdict(r, w)}
 	switch w.State {
 	case Verifying:
-		s.round = t.round(r, w, w.Since)
+		s.round = t.proof(r, w)
 	case Watching:
 		o := t.observe(r, w)
 		s.watched, s.complete = o.watched, o.complete
@@ -95,8 +97,29 @@ func (t *transaction) sight(r *Rollout, w *Wave) sight {
 			s.hook = t.c.hook.Run(HookWave{Rollout: r.ID, Wave: r.Wave, Groups: w.Groups, Secrets: r.secrets()})
 		}
 	}
+	if t.policy.minAcked() < 100 { // those that have not ACKed were let pass
+		s.round.Findings = slices.DeleteFunc(slices.Clone(s.round.Findings), func(f Finding) bool {
+			return f.Kind == OldLeaf && slices.Contains(s.verdict.unacked, f.Node)
+		})
+	}
 	t.c.show(r, s)
 	return s
+}
+
+// proof is the first round of a wave. Nodes that have ACKed, and of which none is connected now, come back in a moment after a restart of this server:
+// without them nothing is proven, and they are waited for as long as nodes that go are.
+func (t *transaction) proof(r *Rollout, w *Wave) Round {
+	since := w.Since
+	if at := t.c.nobody[r.ID]; at.After(since) {
+		since = at
+	}
+	round := t.round(r, w, since)
+	if round.Targets > 0 || round.Ended.IsZero() || w.Nodes.Acked == 0 || !t.now.Before(w.Since.Add(min(t.policy.NodeGrace, roundLimit))) {
+		return round
+	}
+	t.c.nobody[r.ID] = t.now
+	round.Ended = time.Time{}
+	return round
 }
 
 func (t *transaction) verdict(r *Rollout, w *Wave) verdict {
@@ -173,6 +196,7 @@ func (t *transaction) condemn(ctx context.Context, r *Rollout, w *Wave, culprits
 // pass ends a wave's state; the next one begins in the same commit.
 func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string) (time.Time, error) {
 	delete(t.c.unsent, r.ID)
+	delete(t.c.nobody, r.ID)
 	note = dashed(note)
 	switch {
 	case w.State == Moving && t.provable(r, w):

@@ -21,9 +21,9 @@ func (t *transaction) recorded(records []record) []Record {
 		case r.rollout != nil:
 			known := t.reopened[r.rollout.ID]
 			if before := t.c.active[r.rollout.ID]; before != nil {
-				known = len(before.Log)
+				known = before.Logged
 			}
-			for _, e := range r.rollout.Log[min(known, len(r.rollout.Log)):] {
+			for _, e := range r.rollout.since(known) {
 				out = append(out, Record{Rollout: r.rollout, Event: e})
 			}
 		case r.again:
@@ -52,17 +52,23 @@ func (c *Controller) tell(ctx context.Context, records []Record) {
 	}
 }
 
+// since returns the events after the first so many that there were, as far as they are kept.
+func (r *Rollout) since(known uint64) []Event {
+	n := int(min(r.Logged-min(known, r.Logged), uint64(len(r.Log))))
+	return r.Log[len(r.Log)-n:]
+}
+
 // untold returns the transitions of rollouts that were stored without an answer.
 func untold(rollouts []*Rollout, before map[uint64]*Rollout, last uint64) []Record {
 	var out []Record
 	for _, r := range rollouts {
-		known := len(r.Log)
+		known := r.Logged
 		if was := before[r.ID]; was != nil {
-			known = len(was.Log)
+			known = was.Logged
 		} else if r.ID > last {
 			known = 0
 		}
-		for _, e := range r.Log[min(known, len(r.Log)):] {
+		for _, e := range r.since(known) {
 			out = append(out, Record{Rollout: r, Event: e})
 		}
 	}

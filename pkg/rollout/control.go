@@ -206,6 +206,9 @@ func (c *Controller) Hold(ctx context.Context, name string, version secret.Versi
 		}
 		r := t.edit(id)
 		r.leave(name, op.because("held"))
+		if r.empty() && r.Unwind != nil {
+			continue // it ends when everything is taken back
+		}
 		if r.empty() {
 			if w := r.current(); w != nil {
 				w.Members = nil

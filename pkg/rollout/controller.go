@@ -64,6 +64,7 @@ type Controller struct {
 	prepared bool                            // the groups and waves are those of the policy
 	unhealed bool                            // heal has something left to do
 	unsent   map[uint64]map[string]time.Time // by rollout and member; see jury
+	nobody   map[uint64]time.Time            // by rollout: when no node was there last that a wave could be proven by; see proof
 	suspects []uint64                        // rollouts of commits that failed
 	watches  map[uint64]*observation         // by rollout: watches under way
 	asked    map[uint64]*question            // by rollout: since when the gates are asked before a wave
@@ -94,7 +95,7 @@ func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
 		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released, refers: opts.Refers,
 		audit: opts.Audit,
-		turn:  make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{},
+		turn:  make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{}, nobody: map[uint64]time.Time{},
 		prober: opts.Prober, gates: opts.Gates, hook: opts.Hook,
 		watches: map[uint64]*observation{}, asked: map[uint64]*question{}, recent: map[uint64]*Rollout{}, ailing: map[string]bool{},
 		ended: map[State]uint64{}, sights: map[uint64]shown{},
@@ -172,6 +173,7 @@ func (c *Controller) adopt(ctx context.Context, rollouts []*Rollout) error {
 	c.active, c.slots, c.holds = map[uint64]*Rollout{}, map[string]uint64{}, holds
 	for _, r := range rollouts {
 		c.last = max(c.last, r.ID)
+		r.wayBack()
 		c.set(r)
 		if before[r.ID] != nil && r.State.Ended() {
 			c.ended[r.State]++

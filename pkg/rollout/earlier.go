@@ -24,8 +24,8 @@ func (p Policy) before(groups []string) []string {
 // earlier is what keeps a wave from moving: a group of an earlier wave that serves the version and whose nodes do not all have it.
 type earlier struct {
 	group   string
-	reason  string // empty: nothing
-	nack    *NACK
+	reason  string    // empty: nothing
+	culprit *culprit  // what was seen of the version there
 	late    bool      // ack_timeout has passed
 	recheck time.Time // when it will have
 }
@@ -48,14 +48,34 @@ func (t *transaction) askEarlier(r *Rollout, w *Wave) earlier {
 		if len(want) == 0 {
 			continue
 		}
-		for _, n := range t.c.fleet.Progress(g, want) {
+		nodes := t.c.fleet.Progress(g, want)
+		enough := t.enough(nodes)
+		for _, n := range nodes {
 			if n.Nacked != nil {
-				return earlier{group: g, nack: n.Nacked, reason: n.refusal()}
+				one := culprit{secret: n.Nacked.Secret, version: n.Nacked.Version, reason: n.refusal()}
+				return earlier{group: g, culprit: &one, reason: one.reason}
 			}
-			j.hurry(&found, g, n)
+			if !enough {
+				j.hurry(&found, g, n)
+			}
+		}
+		var d decision
+		if t.mismatches(&d, r, g, want); len(d.culprits) > 0 {
+			return earlier{group: g, culprit: &d.culprits[0], reason: d.culprits[0].reason}
 		}
 	}
 	return found
+}
+
+// enough reports whether the share of nodes that lets a wave go on has ACKed, where that is not all of them.
+func (t *transaction) enough(nodes []NodeProgress) bool {
+	acked := 0
+	for _, n := range nodes {
+		if n.Acked && n.Nacked == nil {
+			acked++
+		}
+	}
+	return t.policy.minAcked() < 100 && acked > 0 && acked*100 >= len(nodes)*t.policy.minAcked()
 }
 
 // servedOf returns the versions of a rollout that a group serves.

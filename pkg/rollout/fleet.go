@@ -47,6 +47,7 @@ type verdict struct {
 	nack    *NACK
 	nackBy  string
 	late    string    // the node that let ack_timeout pass
+	unacked []string  // nodes that are there and have not ACKed
 	recheck time.Time // when the verdict may change without an event; zero: never
 	members []Member  // the wave's members as they stand now
 	changed bool      // a member has gone or come back
@@ -126,6 +127,9 @@ func (v *verdict) note(w Wave, i int, gone int64) {
 
 func (j jury) weigh(v *verdict, w Wave, key string, n NodeProgress) {
 	waiting := n.Connected && !n.Acked && n.Nacked == nil
+	if waiting {
+		v.unacked = append(v.unacked, n.Node)
+	}
 	if !waiting || !n.Since.IsZero() {
 		delete(j.unsent, key)
 	}

@@ -90,10 +90,19 @@ func (t *transaction) mismatches(d *decision, r *Rollout, group string, want map
 		return
 	}
 	for name, v := range want {
-		if f, ok := t.c.prober.Mismatch(group, name, v); ok && !f.Unseen && (!r.emergency() || f.Kind != OldLeaf) {
-			d.blame(culprit{secret: name, version: v, reason: "handshake: " + f.Message, handshake: true})
+		f, ok := t.c.prober.Mismatch(group, name, v)
+		if !ok || f.Unseen || f.Kind == OldLeaf && (r.emergency() || t.passedOver(group, f)) {
+			continue
 		}
+		d.blame(culprit{secret: name, version: v, reason: "handshake: " + f.Message})
 	}
+}
+
+// passedOver reports whether a finding is about a node that has not ACKed, and need not have: the share that was asked for was reached without it.
+func (t *transaction) passedOver(group string, f Finding) bool {
+	return t.policy.minAcked() < 100 && slices.ContainsFunc(t.c.fleet.Progress(group, map[string]secret.Version{f.Secret: f.Version}), func(n NodeProgress) bool {
+		return n.Node == f.Node && !n.Acked
+	})
 }
 
 // reopen begins to take a rollout back, in all its groups, whether it has ended or not.
@@ -103,7 +112,7 @@ func (t *transaction) reopen(ctx context.Context, r *Rollout, u Unwind) error {
 	}
 	t.rollouts[r.ID] = r
 	if r.State.Ended() {
-		t.reopened[r.ID] = len(r.Log)
+		t.reopened[r.ID] = r.Logged
 		r.log(t.now, Moving, "taking back: "+u.Reason, u.By)
 		r.Finished = time.Time{}
 	}

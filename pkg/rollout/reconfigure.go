@@ -59,8 +59,25 @@ func (c *Controller) prepare(ctx context.Context) error {
 	if err := c.noteAway(ctx); err != nil { // last: a policy that does not come into force has sent nobody away
 		return fmt.Errorf("note groups that left: %w", err)
 	}
+	if err := c.redateAll(ctx); err != nil {
+		return fmt.Errorf("find deadlines: %w", err)
+	}
 	c.prepared = true
 	return nil
+}
+
+// redateAll finds all deadlines anew: groups may have come, and what is stored may know none.
+func (c *Controller) redateAll(ctx context.Context) error {
+	t := c.begin()
+	names := map[string]secret.Version{}
+	for _, id := range t.activeIDs() {
+		maps.Copy(names, t.look(id).wants())
+	}
+	for _, h := range c.Holds() {
+		names[h.Secret] = h.Version
+	}
+	t.redate(names)
+	return t.commit(ctx)
 }
 
 // addGroups makes the groups that the cache does not have yet, gives those that come back what a new one gets, and returns both.
@@ -268,6 +285,9 @@ func (t *transaction) dropGone(r *Rollout) {
 	w.Groups = slices.DeleteFunc(slices.Clone(w.Groups), gone)
 	w.Moved = slices.DeleteFunc(slices.Clone(w.Moved), gone)
 	w.Members, w.Nodes, w.Stalled = nil, Nodes{}, false
+	if w.State != Moving {
+		return
+	}
 	for _, g := range w.Moved {
 		t.muster(r, w, g)
 	}
@@ -357,7 +377,7 @@ func (c *Controller) healAiling(ctx context.Context) error {
 	var faults []error
 	for name := range c.ailing {
 		versions, err := c.cache.Versions(ctx, name)
-		if err == nil && len(versions) > 0 {
+		if policy := c.currentPolicy(); err == nil && len(versions) > 0 && (policy.Managed == nil || versions[0].Source == cache.SourceImport || policy.Managed(name)) {
 			err = c.healOne(ctx, versions)
 		}
 		if err == nil {

@@ -124,36 +124,6 @@ func TestReviewGroupThatJoinsARolloutBringsItsDeadline(t *testing.T) {
 	})
 }
 
-// What a deadline has brought although one node refused it is what all the others serve: a bad renewal goes back to it.
-func TestReviewBadRenewalGoesBackToWhatADeadlineBrought(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
-		r.prober.blinded = false
-		r.node("c1", "canary", "www")
-		odd := r.node("p1", "production", "www")
-		v1 := r.short("www")
-		v2 := r.accept("www")
-		odd.refuses = func(_ string, v version) bool { return v == v2 }
-		r.pass(5 * time.Minute)
-		r.want("www", versions{"canary": v2, "production": v1})
-		r.pass(9*day + 15*time.Hour)
-		r.want("www", r.all(v2))
-		r.pass(day) // v1 has expired
-		odd.serves["www"], odd.received["www"] = v2, v2
-		odd.refuses = nil
-		v3 := newSecret(t, "www", 90*day)
-		id := r.cache.Version(v3)
-		r.prober.bad = map[version]string{id: "unknown root"}
-		if _, err := r.c.Accept(r.ctx(), Proposal{Secret: v3, Source: "acme", Issuer: "le", Reason: "issued by le"}); err != nil {
-			t.Fatal(err)
-		}
-		r.pass(5 * time.Minute)
-		if r.held("www", id) != Hard {
-			t.Fatalf("held %q", r.held("www", id))
-		}
-		r.want("www", r.all(v2))
-	})
-}
-
 // Where a valid version that nobody holds is there, it saves what is served, and not a newer one that is held.
 func TestReviewRescuePrefersWhatIsNotHeld(t *testing.T) {
 	for _, how := range []string{"manual", "handshake"} {

@@ -114,6 +114,9 @@ func (t *transaction) apply(ctx context.Context, group string, changes map[strin
 			t.goesOn(r, why.Reason+": "+some(left), op.By)
 			continue
 		}
+		if r.Unwind != nil {
+			continue // it ends when everything is taken back
+		}
 		if w := r.current(); w != nil {
 			w.Members = nil
 		}

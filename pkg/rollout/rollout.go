@@ -81,6 +81,7 @@ type Rollout struct {
 	Wave     int       `json:"wave"` // index into Waves of the wave under way, or the next one
 	Waves    []Wave    `json:"waves"`
 	Log      []Event   `json:"log"`
+	Logged   uint64    `json:"logged,omitempty"` // events that there were
 	Paused   bool      `json:"paused,omitempty"` // by an operator
 	Parked   bool      `json:"parked,omitempty"` // its wave has lost its slot by a pause, and has not got it back
 	Alone    bool      `json:"alone,omitempty"`  // tried again after a soft hold: it joins no train
@@ -160,6 +161,12 @@ type Event struct {
 	By     string    `json:"by"`
 }
 
+// The events that a rollout keeps: the first ones, and the last.
+const (
+	firstEvents = 20
+	mostEvents  = 200
+)
+
 // log notes a transition; it becomes durable with the commit that makes it.
 func (r *Rollout) log(now time.Time, state State, reason, by string) {
 	if r.Paused && !state.Ended() {
@@ -174,8 +181,13 @@ func (r *Rollout) log(now time.Time, state State, reason, by string) {
 		return
 	}
 	if n > 1 && state == Waiting && r.Log[n-1].State == Waiting && r.Log[n-1].By == "" && by == "" { // it may wait for this and that a thousand times
+		r.Logged++
 		r.Log = append(slices.Clone(r.Log[:n-1]), Event{At: now.UTC(), State: state, Reason: reason})
 		return
+	}
+	r.Logged++
+	if n >= mostEvents { // the beginning and the end are what people want to know
+		r.Log = slices.Delete(slices.Clone(r.Log), firstEvents, firstEvents+1)
 	}
 	r.Log = append(r.Log, Event{At: now.UTC(), State: state, Reason: reason, By: by})
 }

@@ -108,7 +108,7 @@ func (c *Controller) carry(ctx context.Context, id uint64) (recheck time.Time, m
 
 // changed reports whether a rollout has something to store. New counts of nodes alone are not stored.
 func changed(before, after *Rollout) bool {
-	return before.State != after.State || before.Reason != after.Reason || before.Wave != after.Wave || len(before.Log) != len(after.Log) ||
+	return before.State != after.State || before.Reason != after.Reason || before.Wave != after.Wave || before.Logged != after.Logged ||
 		!slices.EqualFunc(before.Waves, after.Waves, func(a, b Wave) bool {
 			return a.State == b.State && len(a.Moved) == len(b.Moved) && a.Promoted == b.Promoted
 		})
@@ -152,9 +152,9 @@ func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) (time.Time
 		return time.Time{}, nil
 	}
 	e := t.askEarlier(r, w)
-	if e.nack != nil {
-		t.hold(e.nack.Secret, e.nack.Version, Hard, e.reason)
-		return time.Time{}, t.giveUp(ctx, r, e.group, []string{e.nack.Secret}, e.reason)
+	if c := e.culprit; c != nil {
+		t.hold(c.secret, c.version, Hard, c.reason)
+		return time.Time{}, t.giveUp(ctx, r, e.group, []string{c.secret}, c.reason)
 	}
 	if wait, reason := t.wantsPromotion(r, w); wait {
 		r.log(t.now, Waiting, reason, "")

@@ -33,6 +33,18 @@ func (t *transaction) begins(ctx context.Context, r *Rollout, u Unwind) error {
 	return t.unwind(ctx, r)
 }
 
+// wayBack goes on with a way back as it was stored first: in the state of the wave.
+func (r *Rollout) wayBack() {
+	w := r.current()
+	if r.State.Ended() || r.Unwind != nil || w == nil || w.State != RolledBack {
+		return
+	}
+	r.Unwind = &Unwind{Secrets: r.secrets(), Groups: slices.Clone(w.Moved), Reason: r.Reason, End: RolledBack}
+	for _, name := range r.Unwind.Secrets {
+		r.leave(name, "taken back: "+r.Reason)
+	}
+}
+
 // unwind moves groups back to what each of them left, as many as fit into this commit. What is not taken back goes on then.
 func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
 	u := r.Unwind
@@ -52,8 +64,10 @@ func (t *transaction) unwind(ctx context.Context, r *Rollout) error {
 		u.Groups = u.Groups[:last]
 	}
 	r.Unwind = nil
-	for _, name := range u.Secrets {
-		t.c.ailing[name] = true
+	for _, c := range r.Change {
+		if c.To != "" && slices.Contains(u.Secrets, c.Secret) {
+			t.c.ailing[c.Secret] = true
+		}
 	}
 	if !r.empty() {
 		t.goesOn(r, u.Reason, u.By)
@@ -100,15 +114,15 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secret
 // before the nodes had ACKed it comes only after those.
 func (t *transaction) fallback(ctx context.Context, group string, moves []cache.Move, c Change) (to secret.Version, by int, ok bool, err error) {
 	by, to, err = t.brought(ctx, moves, c.Secret, c.To)
-	var spare, last *secret.Version // last: what stood there directly before, though it is held, as it was served
+	var spare *secret.Version
 	for i := by; i >= 0 && err == nil; {
 		fit := false
 		if fit, err = t.usable(ctx, c.Secret, to); err != nil {
 			break
 		}
-		lasting, err := t.lasts(ctx, c.Secret, to)
-		if err != nil {
-			return "", by, false, err
+		var lasting bool
+		if lasting, err = t.lasts(ctx, c.Secret, to); err != nil {
+			break
 		}
 		var before int
 		var from secret.Version
@@ -125,39 +139,12 @@ func (t *transaction) fallback(ctx context.Context, group string, moves []cache.
 		if fit && spare == nil {
 			spare = new(to)
 		}
-		if !fit && i == by {
-			if last, err = t.servedThough(ctx, c.Secret, to, moves, before); err != nil {
-				break
-			}
-		}
 		i, to = before, from
-	}
-	if spare == nil {
-		spare = last
 	}
 	if err != nil || spare == nil {
 		return "", by, false, err
 	}
 	return *spare, by, true, nil
-}
-
-// servedThough returns a version that a deadline had brought although it was held, if clients were not seen to reject it, and it has not expired.
-func (t *transaction) servedThough(ctx context.Context, name string, v secret.Version, moves []cache.Move, by int) (*secret.Version, error) {
-	if by < 0 || moves[by].Rollout == 0 {
-		return nil, nil
-	}
-	r, err := t.c.Rollout(ctx, moves[by].Rollout)
-	if errors.Is(err, ErrNoRollout) || err == nil && !r.emergency() {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	problem, err := t.unfit(ctx, name, v)
-	if h, held := t.held(name, v); err != nil || problem != "" || held && h.Handshake {
-		return nil, err
-	}
-	return &v, nil
 }
 
 // brought returns the index of the last move that brought a version of a secret, and what was there before; -1 if none did.

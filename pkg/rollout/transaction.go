@@ -24,7 +24,7 @@ type transaction struct {
 	last     uint64
 	touched  bool                    // a rollout changed in a way that only its members show
 	versions map[string][]cache.Meta // that were read
-	reopened map[uint64]int          // rollouts that had ended, with the length of their logs
+	reopened map[uint64]uint64       // rollouts that had ended, with how many events there were
 	quieted  string                  // a secret whose deadlines were just looked at
 }
 
@@ -33,7 +33,7 @@ func (c *Controller) begin() *transaction {
 	defer c.mu.Unlock()
 	return &transaction{
 		Plan: c.cache.Plan(), c: c, now: time.Now().UTC(), policy: c.policy,
-		rollouts: map[uint64]*Rollout{}, holds: map[holdID]*Hold{}, last: c.last, versions: map[string][]cache.Meta{}, reopened: map[uint64]int{},
+		rollouts: map[uint64]*Rollout{}, holds: map[holdID]*Hold{}, last: c.last, versions: map[string][]cache.Meta{}, reopened: map[uint64]uint64{},
 	}
 }
 
@@ -124,7 +124,8 @@ func (t *transaction) put(h Hold) {
 		return
 	}
 	if have, ok := t.held(h.Secret, h.Version); ok && have.Kind.weight() >= h.Kind.weight() {
-		if !t.overruled(have).Equal(have.Deadline) { // groups have moved since
+		have.Handshake = have.Handshake || h.Handshake && h.Kind == Hard
+		if next := t.overruled(have); t.now.Before(next) && !next.Equal(have.Deadline) || have.Handshake && !t.byHandshake(h) { // groups have moved since, or more is known
 			t.holds[holdID{h.Secret, h.Version}] = &have
 		}
 		return
@@ -134,6 +135,12 @@ func (t *transaction) put(h Hold) {
 		h.NotAfter = m.NotAfter
 	}
 	t.holds[holdID{h.Secret, h.Version}] = &h
+}
+
+// byHandshake reports whether a hold on the version says already that a handshake showed it.
+func (t *transaction) byHandshake(h Hold) bool {
+	have, ok := t.held(h.Secret, h.Version)
+	return ok && have.Handshake
 }
 
 // release ends the hold on a version, if there is one.
@@ -351,6 +358,7 @@ func (t *transaction) publish(ctx context.Context, records []record) {
 // over forgets what was seen of a rollout that has ended. The caller holds mu.
 func (c *Controller) over(id uint64) {
 	delete(c.unsent, id)
+	delete(c.nobody, id)
 	delete(c.watches, id)
 	delete(c.asked, id)
 	if c.hook != nil {

@@ -90,6 +90,12 @@ type dialError struct{ error }
 func (e *dialError) Unwrap() error { return e.error }
 
 // isAlert reports whether the peer ended a handshake by an alert.
+// isProtocol reports whether the listener said that it does not speak the version of TLS (RFC 8446, Section 6.2: protocol_version).
+func isProtocol(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == remoteError && op.Err.Error() == tls.AlertError(alertProtocolVersion).Error() // package tls has another type for it
+}
+
 func isAlert(err error) bool {
 	op, ok := errors.AsType[*net.OpError](err)
 	return ok && op.Op == remoteError && !errors.Is(op.Err, tls.AlertError(alertCloseNotify))

@@ -69,14 +69,17 @@ func (c *Check) chain(chain []*x509.Certificate, roots Roots, now time.Time) *Fa
 	if roots.Unchecked {
 		return nil
 	}
-	err := roots.Err
-	if err == nil {
-		opts := x509.VerifyOptions{Roots: roots.Pool, Intermediates: x509.NewCertPool(), DNSName: c.ServerName, CurrentTime: now}
-		for _, above := range chain[1:] {
-			opts.Intermediates.AddCert(above)
+	if roots.Err != nil {
+		return &Failure{
+			NoRoots, fmt.Sprintf("%q: the chain that is served %s cannot be judged: %s: %v", c.Wanted[0].Secret, c.where(), roots.Name, roots.Err),
+			"correct verify.roots_file, or the issuer's roots_file",
 		}
-		_, err = chain[0].Verify(opts)
 	}
+	opts := x509.VerifyOptions{Roots: roots.Pool, Intermediates: x509.NewCertPool(), DNSName: c.ServerName, CurrentTime: now}
+	for _, above := range chain[1:] {
+		opts.Intermediates.AddCert(above)
+	}
+	_, err := chain[0].Verify(opts)
 	if err == nil {
 		return nil
 	}
@@ -104,6 +107,10 @@ func (c *Check) unseen(err error) *Failure {
 	case dial:
 		return &Failure{
 			Refused, fmt.Sprintf("%q: no connection %s: %s", name, c.where(), cause(err)), "does Envoy listen on this address, and does the network let this server in?",
+		}
+	case isProtocol(err):
+		return &Failure{
+			Protocol, fmt.Sprintf("%q: this version of TLS is not spoken %s", name, c.where()), "clients of this kind cannot connect; see tls_minimum_protocol_version of the listener",
 		}
 	case isAlert(err):
 		return &Failure{

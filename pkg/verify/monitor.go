@@ -175,7 +175,7 @@ func soonest(groups []Group) [][]Check {
 	}
 	var all [][]Check
 	for _, g := range groups {
-		checks := slices.DeleteFunc(Plan(groups[0]), func(c Check) bool {
+		checks := slices.DeleteFunc(Plan(g), func(c Check) bool {
 			return !slices.ContainsFunc(c.Wanted, func(w Leaf) bool { return chosen[pair{g.Name, w.Secret}] })
 		})
 		if len(checks) > 0 {

@@ -26,8 +26,9 @@ const (
 
 // Alerts (RFC 5246, Section 7.2).
 const (
-	alertWarning     = 1
-	alertCloseNotify = 0
+	alertWarning         = 1
+	alertCloseNotify     = 0
+	alertProtocolVersion = 70
 )
 
 const (

@@ -67,12 +67,14 @@ func (r *runner) run(ctx context.Context, checks []Check, each func(Result)) {
 	for _, of := range targets {
 		workers.Go(func() {
 			one := series{runner: r, checks: slices.Clone(of), attempts: make([]int, len(of)), since: make([]time.Time, len(of)), pause: firstRetry}
-			one.run(ctx, func(one Result) {
+			take, end := withoutOtherVersions(func(one Result) {
 				select {
 				case results <- one:
 				case <-ctx.Done():
 				}
 			})
+			one.run(ctx, take)
+			end()
 		})
 	}
 	go func() {
@@ -82,6 +84,29 @@ func (r *runner) run(ctx context.Context, checks []Check, each func(Result)) {
 	for one := range results {
 		each(one)
 	}
+}
+
+// withoutOtherVersions leaves out that a listener does not speak a version of TLS, where a client of another version was shown a leaf under the same name:
+// then it is configured so, and everything is proven that its clients can see.
+func withoutOtherVersions(each func(Result)) (take func(Result), end func()) {
+	shown := map[string]bool{}
+	var unspoken []Result
+	take = func(r Result) {
+		if r.Failure != nil && r.Failure.Kind == Protocol {
+			unspoken = append(unspoken, r)
+			return
+		}
+		shown[r.ServerName] = shown[r.ServerName] || r.Shown != nil
+		each(r)
+	}
+	end = func() {
+		for _, r := range unspoken {
+			if !shown[r.ServerName] {
+				each(r)
+			}
+		}
+	}
+	return take, end
 }
 
 // series is the checks at one address, made one after the other. What shows an older certificate is looked at again until the time-out: an Envoy takes

@@ -39,6 +39,8 @@ const (
 	Alert     Kind = "alert"      // the listener ended the handshake by a TLS alert
 	Refused   Kind = "refused"    // no connection
 	Timeout   Kind = "timeout"    // no answer within the time
+	Protocol  Kind = "protocol"   // the listener does not speak this version of TLS
+	NoRoots   Kind = "no_roots"   // the roots cannot be read
 	Broken    Kind = "broken"     // an answer that is not TLS, or a connection that was closed
 	Moved     Kind = "moved"      // of a round: the group is at another version than the one that was to be looked for
 )

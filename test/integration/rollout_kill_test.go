@@ -69,6 +69,28 @@ func TestKilledServerGoesOnWithItsRollout(t *testing.T) {
 	s.good(s.nodes()...)
 }
 
+// What was not proven when the server was killed is proven after its start, though no node is there yet: a bad version does not slip through.
+func TestKilledServerProvesWhatItHadNotProven(t *testing.T) {
+	t.Parallel()
+	e := testenv.NewT(t)
+	slow := startSlowEndpoint(e)
+	s := startStage(e, stageOptions{
+		groups: []stageGroup{{name: "canary", nodes: 1, more: []string{slow.address}, only: true}, {name: "production", nodes: 2}}, secrets: []string{site},
+		policy: "watch: 0s, ack_timeout: 1m, empty_group: skip", verify: true,
+	})
+	stranger, err := testenv.NewAuthority(e.Dir, "stranger")
+	must(t, err)
+	s.load()
+	bad := s.brings(stranger, site)
+	s.killedIn(bad, rollout.Verifying, s.serials[site])
+	slow.lead(s.https["canary-1"])
+	s.reaches(bad, rollout.RolledBack)
+	s.held(bad, rollout.Hard, "handshake: ")
+	s.allServe(site, s.serials[site])
+	s.unseen("production", bad)
+	s.good(s.nodesOf("production")...)
+}
+
 // killedIn kills the server when a rollout is in a state of its first wave, and starts it again. Production has not been moved.
 func (s *stage) killedIn(a admin.Accepted, state rollout.State, before string) {
 	s.Helper()

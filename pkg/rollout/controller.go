@@ -202,7 +202,9 @@ func (c *Controller) remember(r *Rollout) {
 func (c *Controller) set(r *Rollout) {
 	if old := c.active[r.ID]; old != nil {
 		for _, g := range old.occupies() {
-			delete(c.slots, g)
+			if c.slots[g] == r.ID {
+				delete(c.slots, g)
+			}
 		}
 	}
 	delete(c.active, r.ID)

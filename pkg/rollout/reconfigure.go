@@ -355,7 +355,7 @@ func (c *Controller) heal(ctx context.Context) error {
 // healAiling looks for another version of the secrets that were taken back: one that was superseded by the bad one, say.
 func (c *Controller) healAiling(ctx context.Context) error {
 	var faults []error
-	for name := range c.ailing {
+	for _, name := range slices.Sorted(maps.Keys(c.ailing)) {
 		versions, err := c.cache.Versions(ctx, name)
 		if err == nil && len(versions) > 0 {
 			err = c.healOne(ctx, versions)

@@ -18,7 +18,7 @@ func (t *transaction) assess(ctx context.Context, r *Rollout, w *Wave) (time.Tim
 		shown{sight: s, at: t.now}.dress(t.policy, w)
 	}
 	if n := s.verdict.nack; n != nil && r.emergency() { // reported, and not undone
-		if h, held := t.held(n.Secret, n.Version); !held || h.Kind != Hard {
+		if h, held := t.held(n.Secret, n.Version); !held || h.Kind != Hard { // once: a hold is something to store
 			t.hold(n.Secret, n.Version, Hard, s.verdict.refusal())
 		}
 	}

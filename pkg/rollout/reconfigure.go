@@ -375,7 +375,7 @@ func (c *Controller) heal(ctx context.Context) error {
 // healAiling looks for another version of the secrets that were taken back: one that was superseded by the bad one, say.
 func (c *Controller) healAiling(ctx context.Context) error {
 	var faults []error
-	for name := range c.ailing {
+	for _, name := range slices.Sorted(maps.Keys(c.ailing)) {
 		versions, err := c.cache.Versions(ctx, name)
 		if policy := c.currentPolicy(); err == nil && len(versions) > 0 && (policy.Managed == nil || versions[0].Source == cache.SourceImport || policy.Managed(name)) {
 			err = c.healOne(ctx, versions)

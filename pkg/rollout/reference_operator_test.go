@@ -217,7 +217,7 @@ func (m *reference) heal(name string, alone bool) {
 
 // restart: what nodes ACKed is forgotten; what was found out by looking is found out again.
 func (m *reference) restart() {
-	m.now, m.looked = time.Now(), time.Time{}
+	m.now, m.looked, m.ailing = time.Now(), time.Time{}, map[string]bool{}
 	for _, r := range m.under() {
 		r.asked = time.Time{}
 		if w := r.current(); w.moving() && w.state == Watching {
@@ -446,7 +446,7 @@ func (m *reference) clone() *reference {
 	for id, h := range m.holds {
 		c.holds[id] = new(*h)
 	}
-	c.rollouts = nil
+	c.rollouts, c.ailing = nil, maps.Clone(m.ailing)
 	for _, r := range m.rollouts {
 		next := new(*r)
 		next.change, next.waves = nil, nil

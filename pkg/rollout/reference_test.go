@@ -26,6 +26,7 @@ type reference struct {
 	moves    map[string][]refMove    // by group: what can be taken back, oldest first
 	holds    map[holdID]*refHold
 	rollouts []*refRollout // all there ever were
+	ailing   map[string]bool
 }
 
 // refMove is one move of a group that can be taken back.
@@ -76,7 +77,7 @@ type refWave struct {
 func newReference(p Policy) *reference {
 	m := &reference{
 		policy: p, fleet: &fleet{}, meters: &meters{}, hook: &command{}, stored: map[string][]cache.Meta{}, serves: map[string]versions{},
-		moves: map[string][]refMove{}, holds: map[holdID]*refHold{},
+		moves: map[string][]refMove{}, holds: map[holdID]*refHold{}, ailing: map[string]bool{},
 	}
 	m.prober = &probes{fleet: m.fleet}
 	for _, g := range p.Groups() {
@@ -149,6 +150,10 @@ func (m *reference) under() []*refRollout {
 // step does everything that is due.
 func (m *reference) step(now time.Time) {
 	m.now = now
+	for _, name := range slices.Sorted(maps.Keys(m.ailing)) { // another version of what was taken back may wait
+		m.heal(name, false)
+	}
+	clear(m.ailing)
 	m.retry()
 	m.lookBack()
 	m.rescue()
@@ -225,7 +230,7 @@ func (m *reference) complaints(r *refRollout, group string, bad map[string]holdI
 		}
 	}
 	for name, v := range want {
-		if f, ok := m.prober.Mismatch(group, name, v); ok && !f.Unseen {
+		if f, ok := m.prober.Mismatch(group, name, v); ok && !f.Unseen && (!r.is(Emergency) || f.Kind != OldLeaf) {
 			blame(name, v, true)
 		}
 	}
@@ -286,25 +291,64 @@ func (m *reference) lastPart(name string, v version) (last, ended bool) {
 // that is valid and that no handshake has shown to be bad, or by that one too where what is served has ended.
 func (m *reference) rescue() {
 	for _, name := range slices.Sorted(maps.Keys(m.stored)) {
-		for _, one := range m.stored[name] {
-			h := m.holds[holdID{name, one.Version}]
-			dying, ended := false, false
-			for _, g := range m.policy.Groups() {
-				if have, ok := m.serves[g][name]; ok && have != one.Version {
-					l, e := m.lastPart(name, have)
-					dying = dying || l && !m.atLeast(name, have, one.Version)
-					ended = ended || e
-				}
+		waits := m.onItsWay(name) || slices.ContainsFunc(m.stored[name], func(one cache.Meta) bool { return m.isHeld(name, one.Version) })
+		for _, free := range []bool{true, false} { // what nobody holds comes first
+			i := slices.IndexFunc(m.stored[name], func(one cache.Meta) bool { return m.rescues(one, free) })
+			if i >= 0 && waits && m.helps(m.stored[name][i]) {
+				m.propose(refIntent{secret: name, version: m.stored[name][i].Version, now: true})
+				break
 			}
-			if one.Ended(m.now) || h != nil && h.handshake && !ended {
-				continue
-			}
-			if dying && (h != nil || m.onItsWay(name)) {
-				m.propose(refIntent{secret: name, version: one.Version, now: true})
-			}
-			break
 		}
 	}
+	for _, r := range m.under() { // what is left of a train has deadlines of its own
+		if !r.deadline.IsZero() && !m.now.Before(r.deadline) {
+			r.deadline = time.Time{}
+			for _, c := range r.live() {
+				for _, g := range m.policy.Groups() {
+					if have := m.serves[g][c.secret]; have != c.to {
+						if last := m.lastPartAt(c.secret, have); m.now.Before(last) {
+							r.deadline = sooner(r.deadline, last)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// rescues reports whether a version may be served where nothing else is left: free ones are not held.
+func (m *reference) rescues(one cache.Meta, free bool) bool {
+	h := m.holds[holdID{one.Name, one.Version}]
+	if one.Ended(m.now) || free && h != nil {
+		return false
+	}
+	return h == nil || !h.handshake || slices.ContainsFunc(m.policy.Groups(), func(g string) bool {
+		have, ok := m.serves[g][one.Name]
+		_, ended := m.lastPart(one.Name, have)
+		return ok && have != one.Version && ended
+	})
+}
+
+// helps reports whether a group serves an older version that is nearly over, and this one lasts longer.
+func (m *reference) helps(one cache.Meta) bool {
+	dying := false
+	var end time.Time
+	for _, g := range m.policy.Groups() {
+		if have, ok := m.serves[g][one.Name]; ok && have != one.Version && !m.atLeast(one.Name, have, one.Version) {
+			last, _ := m.lastPart(one.Name, have)
+			dying, end = dying || last, sooner(end, m.meta(one.Name, have).NotAfter)
+		}
+	}
+	return dying && (one.NotAfter.IsZero() || end.Before(one.NotAfter))
+}
+
+// lastPartAt is when the last 1/20 of a version's life begins; zero: never.
+func (m *reference) lastPartAt(name string, v version) time.Time {
+	one := m.meta(name, v)
+	if one.NotAfter.IsZero() {
+		return time.Time{}
+	}
+	return one.NotAfter.Add(-one.NotAfter.Sub(one.NotBefore) / 20)
 }
 
 // onItsWay reports whether a rollout under way brings a secret, and not as an emergency.
@@ -365,6 +409,9 @@ func (m *reference) move(group string, change versions, rollout int, direction c
 func (m *reference) takeBack(r *refRollout, groups, names []string, end State) {
 	was := r.wants()
 	r.leave(names)
+	for _, name := range names {
+		m.ailing[name] = true
+	}
 	for _, g := range groups {
 		back, keep := versions{}, -1
 		for _, name := range slices.Sorted(maps.Keys(was)) {
@@ -426,6 +473,13 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 	}
 	if spare != nil {
 		return *spare, by, true
+	}
+	if by >= 0 { // what stood there directly before, though it is held, as it was served
+		before := moves[by].from[name]
+		h, one := m.holds[holdID{name, before}], m.meta(name, before)
+		if h != nil && !h.handshake && one.Version == before && !one.Ended(m.now) {
+			return before, by, true
+		}
 	}
 	return "", by, false
 }

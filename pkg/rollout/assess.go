@@ -190,7 +190,15 @@ func (t *transaction) condemn(ctx context.Context, r *Rollout, w *Wave, culprits
 	if n := len(culprits) - 1; n > 0 {
 		reason += fmt.Sprintf(" (and %d more)", n)
 	}
-	return t.takeBack(ctx, r, w, names, reason)
+	if err := t.takeBack(ctx, r, w, names, reason); err != nil {
+		return err
+	}
+	others := map[string]secret.Version{}
+	for _, name := range names {
+		others[name] = ""
+	}
+	t.redate(others) // a version that is held for less may be needed now
+	return nil
 }
 
 // pass ends a wave's state; the next one begins in the same commit.

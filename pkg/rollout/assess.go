@@ -114,7 +114,7 @@ func (t *transaction) proof(r *Rollout, w *Wave) Round {
 		since = at
 	}
 	round := t.round(r, w, since)
-	if round.Targets > 0 || round.Ended.IsZero() || w.Nodes.Acked == 0 || !t.now.Before(w.Since.Add(min(t.policy.NodeGrace, roundLimit))) {
+	if round.Targets > 0 || round.Ended.IsZero() || w.Answered == 0 || !t.now.Before(w.Since.Add(min(t.policy.NodeGrace, roundLimit))) {
 		return round
 	}
 	t.c.nobody[r.ID] = t.now
@@ -208,7 +208,7 @@ func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string
 	note = dashed(note)
 	switch {
 	case w.State == Moving && t.provable(r, w):
-		w.State, w.Members, w.Stalled = Verifying, nil, false
+		w.State, w.Members, w.Stalled, w.Answered = Verifying, nil, false, w.Nodes.Acked
 		r.log(t.now, Verifying, fmt.Sprintf("wave %d (%s) has ACKed%s", r.Wave+1, some(w.Groups), note), "")
 	case w.State != Watching && t.watches(r):
 		length := t.watchLength(r)

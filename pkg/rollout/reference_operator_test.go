@@ -176,7 +176,7 @@ func (m *reference) wavesOf(in refIntent, behind []string, given map[string]bool
 
 func (m *reference) prepare(in refIntent, kind Kind, from version, waves [][]string) *refRollout {
 	r := &refRollout{
-		id: len(m.rollouts) + 1, state: Waiting, alone: in.alone,
+		id: len(m.rollouts) + 1, state: Waiting, alone: in.alone, started: m.now,
 		change: []*refChange{{secret: in.secret, from: from, to: in.version, kind: kind}},
 	}
 	for _, groups := range waves {
@@ -194,7 +194,7 @@ func (m *reference) create(in refIntent, kind Kind, from version, waves [][]stri
 
 // heal brings the newest version that may be served to every group that is at an older one.
 func (m *reference) heal(name string, alone bool) {
-	if m.policy.Managed != nil && !m.policy.Managed(name) {
+	if !m.managed(name) {
 		m.propose(refIntent{secret: name})
 		return
 	}
@@ -214,6 +214,8 @@ func (m *reference) heal(name string, alone bool) {
 		return
 	}
 }
+
+func (m *reference) managed(name string) bool { return m.policy.Managed == nil || m.policy.Managed(name) }
 
 // restart: what nodes ACKed is forgotten; what was found out by looking is found out again.
 func (m *reference) restart() {

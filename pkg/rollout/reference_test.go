@@ -50,6 +50,7 @@ type refRollout struct {
 	wave           int // index of the wave under way
 	paused, parked bool
 	alone          bool
+	started        time.Time
 	asked          time.Time // since when gates are asked before a wave
 	deadline       time.Time
 	finished       time.Time
@@ -72,6 +73,7 @@ type refWave struct {
 	before                    map[string]*float64  // values of the gates
 	watch, watched            time.Duration
 	ticked, complete          time.Time
+	acked                     bool // a node had, when handshakes began
 }
 
 func newReference(p Policy) *reference {
@@ -151,7 +153,9 @@ func (m *reference) under() []*refRollout {
 func (m *reference) step(now time.Time) {
 	m.now = now
 	for _, name := range slices.Sorted(maps.Keys(m.ailing)) { // another version of what was taken back may wait
-		m.heal(name, false)
+		if m.ailing[name] && m.managed(name) {
+			m.heal(name, false)
+		}
 	}
 	clear(m.ailing)
 	m.retry()
@@ -195,16 +199,15 @@ func (m *reference) lookBack() {
 			continue
 		}
 		bad := map[string]holdID{}
-		byHandshake := map[string]bool{}
 		for _, w := range r.waves {
 			for _, g := range w.moved {
-				m.complaints(r, g, bad, byHandshake)
+				m.complaints(r, g, bad)
 			}
 		}
 		var names []string
 		for name, id := range bad {
 			if h := m.holds[id]; h == nil || h.kind != Hard {
-				m.hold(name, id.version, Hard, byHandshake[name])
+				m.hold(name, id.version, Hard, false)
 				names = append(names, name)
 			}
 		}
@@ -217,23 +220,40 @@ func (m *reference) lookBack() {
 	}
 }
 
-func (m *reference) complaints(r *refRollout, group string, bad map[string]holdID, byHandshake map[string]bool) {
+func (m *reference) complaints(r *refRollout, group string, bad map[string]holdID) {
 	want := m.servedOf(r, group)
-	blame := func(name string, v version, handshake bool) {
+	blame := func(name string, v version) {
 		if _, known := bad[name]; !known {
-			bad[name], byHandshake[name] = holdID{name, v}, handshake
+			bad[name] = holdID{name, v}
 		}
 	}
 	for _, n := range m.fleet.Progress(group, want) {
 		if n.Nacked != nil && !r.is(Emergency) {
-			blame(n.Nacked.Secret, n.Nacked.Version, false)
+			blame(n.Nacked.Secret, n.Nacked.Version)
 		}
 	}
-	for name, v := range want {
-		if f, ok := m.prober.Mismatch(group, name, v); ok && !f.Unseen && (!r.is(Emergency) || f.Kind != OldLeaf) {
-			blame(name, v, true)
+	for _, name := range m.mismatches(r, group, want) {
+		blame(name, want[name])
+	}
+}
+
+// mismatches names what the background probing has shown to be bad in a group. An older version proves nothing of a node that has refused an emergency, nor
+// of one that need not have ACKed.
+func (m *reference) mismatches(r *refRollout, group string, want versions) []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		f, ok := m.prober.Mismatch(group, name, want[name])
+		if !ok || f.Unseen || f.Kind == OldLeaf && r.is(Emergency) {
+			continue
+		}
+		passedOver := m.policy.minAcked() < 100 && slices.ContainsFunc(m.fleet.Progress(group, versions{name: want[name]}), func(n NodeProgress) bool {
+			return n.Node == f.Node && !n.Acked
+		})
+		if f.Kind != OldLeaf || !passedOver {
+			names = append(names, name)
 		}
 	}
+	return names
 }
 
 // servedOf is what a group serves of what a rollout brings.
@@ -363,6 +383,9 @@ func (m *reference) onItsWay(name string) bool {
 func (m *reference) hold(name string, v version, kind HoldKind, handshake bool) {
 	have := m.holds[holdID{name, v}]
 	if v == "" || have != nil && have.kind.weight() >= kind.weight() {
+		if have != nil && kind == Hard {
+			have.handshake = have.handshake || handshake
+		}
 		return
 	}
 	m.holds[holdID{name, v}] = &refHold{kind: kind, since: m.now, handshake: handshake}
@@ -410,7 +433,7 @@ func (m *reference) takeBack(r *refRollout, groups, names []string, end State) {
 	was := r.wants()
 	r.leave(names)
 	for _, name := range names {
-		m.ailing[name] = true
+		m.ailing[name] = m.ailing[name] || was[name] != ""
 	}
 	for _, g := range groups {
 		back, keep := versions{}, -1
@@ -473,13 +496,6 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 	}
 	if spare != nil {
 		return *spare, by, true
-	}
-	if by >= 0 { // what stood there directly before, though it is held, as it was served
-		before := moves[by].from[name]
-		h, one := m.holds[holdID{name, before}], m.meta(name, before)
-		if h != nil && !h.handshake && one.Version == before && !one.Ended(m.now) {
-			return before, by, true
-		}
 	}
 	return "", by, false
 }

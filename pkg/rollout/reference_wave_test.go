@@ -40,11 +40,11 @@ func (m *reference) idle(r *refRollout, w *refWave) bool {
 		return false
 	}
 	w.ticked = m.now // nobody watches
-	if names := m.refused(r, w, nil); len(names) > 0 {
+	if names := m.refused(r, w, refRound{}); len(names) > 0 {
 		m.fail(r, w, names)
 		return true
 	}
-	if !r.paused {
+	if !r.paused && !w.stalled {
 		r.state = Waiting
 	}
 	return false
@@ -79,10 +79,10 @@ func (m *reference) enter(r *refRollout, w *refWave) bool {
 		m.end(r, RolledBack)
 		return true
 	}
-	group, nack, late, wait := m.earlier(r, w)
-	if nack != nil {
-		m.hold(nack.Secret, nack.Version, Hard, false)
-		m.takeBack(r, []string{group}, []string{nack.Secret}, RolledBack)
+	group, culprit, late, wait := m.earlier(r, w)
+	if culprit != nil {
+		m.hold(culprit.secret, culprit.version, Hard, false)
+		m.takeBack(r, []string{group}, []string{culprit.secret}, RolledBack)
 		return true
 	}
 	if m.wantsPromotion(r, w) {
@@ -94,7 +94,7 @@ func (m *reference) enter(r *refRollout, w *refWave) bool {
 		m.takeBack(r, []string{group}, r.secrets(), RolledBack)
 		return true
 	}
-	if wait || m.occupied(r, w) || !r.is(Add) && (m.closed() || m.wantsNode(r, w)) {
+	if wait || !r.is(Add) && (m.closed() || m.wantsNode(r, w) || m.occupied(r, w) || m.lets(r, w)) {
 		r.asked = time.Time{}
 		r.wait()
 		return false
@@ -112,6 +112,27 @@ func (r *refRollout) wait() {
 	}
 }
 
+// lets reports whether a rollout that is tried again lets one go first that is not: for as long as it would have been held once more.
+func (m *reference) lets(r *refRollout, w *refWave) bool {
+	return r.alone && m.now.Before(r.started.Add(m.policy.RetryAfter)) && slices.ContainsFunc(m.under(), func(o *refRollout) bool {
+		return o != r && slices.ContainsFunc(o.waves[o.wave:], func(next *refWave) bool {
+			return next == o.current() && slices.ContainsFunc(next.groups, w.holds)
+		}) && m.free(o)
+	})
+}
+
+// free reports whether a rollout waits for nothing but its groups.
+func (m *reference) free(o *refRollout) bool {
+	if o.state != Waiting || !o.travels() || o.current().state != Pending || m.wantsPromotion(o, o.current()) || m.wantsNode(o, o.current()) {
+		return false
+	}
+	if slices.ContainsFunc(o.live(), func(c *refChange) bool { return m.isHeld(c.secret, c.to) }) {
+		return false
+	}
+	_, culprit, late, wait := m.earlier(o, o.current())
+	return culprit == nil && !late && !wait
+}
+
 func (m *reference) closed() bool {
 	if m.policy.Calendar == nil {
 		return false
@@ -127,8 +148,8 @@ func (m *reference) holdAll(r *refRollout, kind HoldKind) {
 }
 
 // earlier asks the nodes of the groups of earlier waves that serve what the rollout brings: one that has refused it, one that has not
-// answered in time, or one that has still to answer.
-func (m *reference) earlier(r *refRollout, w *refWave) (group string, nack *NACK, late, wait bool) {
+// answered in time, or one that has still to answer; and what the background probing shows there.
+func (m *reference) earlier(r *refRollout, w *refWave) (group string, culprit *holdID, late, wait bool) {
 	if r.is(Add) || r.is(Remove) {
 		return "", nil, false, false
 	}
@@ -141,20 +162,36 @@ func (m *reference) earlier(r *refRollout, w *refWave) (group string, nack *NACK
 			if len(want) == 0 {
 				continue
 			}
-			for _, n := range m.fleet.Progress(g, want) {
+			nodes := m.fleet.Progress(g, want)
+			enough := m.enough(nodes)
+			for _, n := range nodes {
 				switch {
 				case n.Nacked != nil:
-					return g, n.Nacked, false, false
-				case !n.Connected || n.Acked || late:
+					return g, &holdID{n.Nacked.Secret, n.Nacked.Version}, false, false
+				case !n.Connected || n.Acked || late || enough:
 				case !n.Since.IsZero() && !m.now.Before(n.Since.Add(m.policy.AckTimeout)):
 					group, late = g, true
 				default:
 					wait = true
 				}
 			}
+			for _, name := range m.mismatches(r, g, want) {
+				return g, &holdID{name, want[name]}, false, false
+			}
 		}
 	}
 	return "", nil, false, false
+}
+
+// enough reports whether the share of nodes that is asked for has ACKed, where that is not all of them.
+func (m *reference) enough(nodes []NodeProgress) bool {
+	acked := 0
+	for _, n := range nodes {
+		if n.Acked && n.Nacked == nil {
+			acked++
+		}
+	}
+	return m.policy.minAcked() < 100 && acked > 0 && acked*100 >= len(nodes)*m.policy.minAcked()
 }
 
 func (m *reference) wantsPromotion(r *refRollout, w *refWave) bool {
@@ -243,13 +280,10 @@ func (m *reference) couple(r *refRollout) {
 		return
 	}
 	for _, o := range m.under() {
-		if o == r || o.state != Waiting || !o.travels() || !r.sameWay(o) || m.wantsPromotion(o, o.current()) || m.wantsNode(o, o.current()) {
-			continue
-		}
 		apart := slices.ContainsFunc(o.live(), func(c *refChange) bool {
-			return m.isHeld(c.secret, c.to) || slices.ContainsFunc(r.change, func(have *refChange) bool { return have.secret == c.secret })
+			return slices.ContainsFunc(r.change, func(have *refChange) bool { return have.secret == c.secret })
 		})
-		if _, nack, late, wait := m.earlier(o, o.current()); apart || nack != nil || late || wait {
+		if o == r || apart || !r.sameWay(o) || !m.free(o) {
 			continue
 		}
 		for _, c := range o.live() {
@@ -265,7 +299,7 @@ func (r *refRollout) travels() bool {
 }
 
 func (r *refRollout) sameWay(o *refRollout) bool {
-	return r.wave == o.wave && o.current().state == Pending && slices.EqualFunc(r.waves, o.waves, func(a, b *refWave) bool {
+	return r.wave == o.wave && slices.EqualFunc(r.waves, o.waves, func(a, b *refWave) bool {
 		return slices.Equal(a.groups, b.groups) && a.promoted == b.promoted && (a.state == Pending) == (b.state == Pending)
 	})
 }
@@ -304,10 +338,15 @@ func (m *reference) assess(r *refRollout, w *refWave) bool {
 	if n := ballot.nack; n != nil && r.is(Emergency) { // it helps all the others
 		m.hold(n.Secret, n.Version, Hard, false)
 	}
-	var findings []Finding
-	hung := false
+	var round refRound
 	if w.state == Verifying || w.state == Watching {
-		findings, hung, _ = m.handshakes(r, w)
+		round = m.handshakes(r, w)
+	}
+	if m.policy.minAcked() < 100 { // those that have not ACKed were let pass
+		round.findings = slices.DeleteFunc(round.findings, func(f Finding) bool { return f.Kind == OldLeaf && slices.Contains(ballot.unacked, f.Node) })
+	}
+	if w.state == Verifying && !round.some && w.acked && m.now.Before(w.since.Add(min(m.policy.NodeGrace, roundLimit))) {
+		round.hung = true // those that have ACKed come back, maybe
 	}
 	if w.state == Watching {
 		w.watched += min(m.now.Sub(w.ticked), 2*Wave{Watch: w.watch.Seconds()}.tick())
@@ -315,7 +354,7 @@ func (m *reference) assess(r *refRollout, w *refWave) bool {
 			w.complete = m.now
 		}
 	}
-	if names := m.refused(r, w, findings); len(names) > 0 {
+	if names := m.refused(r, w, round); len(names) > 0 {
 		m.fail(r, w, names)
 		return true
 	}
@@ -323,38 +362,46 @@ func (m *reference) assess(r *refRollout, w *refWave) bool {
 	case Moving:
 		return m.moving(r, w, ballot)
 	case Verifying:
-		return m.proven(r, w, findings, hung, w.since)
+		return m.proven(r, w, round)
 	default:
-		return m.watched(r, w, findings, hung)
+		return m.watched(r, w, round)
 	}
 }
 
-// handshakes with everything in the wave: what failed, whether they have not ended, and whether there is something to look at.
-func (m *reference) handshakes(r *refRollout, w *refWave) (findings []Finding, hung, some bool) {
+// refRound is what handshakes with everything in a wave showed: what failed, whether they have not ended, whether there is something to look at, and
+// whether one was good.
+type refRound struct {
+	findings         []Finding
+	hung, some, good bool
+}
+
+func (m *reference) handshakes(r *refRollout, w *refWave) refRound {
+	var round refRound
 	if r.is(Remove) {
-		return nil, false, false
+		return round
 	}
 	for _, g := range w.groups {
 		one := m.prober.Look(g, r.wants(), m.now)
-		findings = append(findings, one.Findings...)
-		hung = hung || one.Ended.IsZero()
-		some = some || one.Targets > 0
+		round.findings = append(round.findings, one.Findings...)
+		round.hung = round.hung || one.Ended.IsZero()
+		round.some = round.some || one.Targets > 0
+		round.good = round.good || one.OK > 0
 	}
-	return findings, hung, some
+	return round
 }
 
 // refused holds what a node of the wave has refused, and what handshakes have shown to be bad, and names it.
-func (m *reference) refused(r *refRollout, w *refWave, findings []Finding) []string {
+func (m *reference) refused(r *refRollout, w *refWave, round refRound) []string {
 	var names []string
 	if n := m.count(r, w).nack; n != nil && !r.is(Emergency) {
 		m.hold(n.Secret, n.Version, Hard, false)
 		names = append(names, n.Secret)
 	}
-	for _, f := range findings {
+	for _, f := range round.findings {
 		if f.Unseen || r.is(Emergency) && f.Kind == OldLeaf || slices.Contains(names, f.Secret) {
 			continue
 		}
-		m.hold(f.Secret, f.Version, Hard, true)
+		m.hold(f.Secret, f.Version, Hard, f.Kind != OldLeaf && !round.good)
 		names = append(names, f.Secret)
 	}
 	return names
@@ -380,11 +427,35 @@ func (m *reference) softly(r *refRollout, w *refWave) bool {
 	return true
 }
 
+// unanswered ends what late nodes have not ACKed of a wave; where that cannot be told, all of it.
+func (m *reference) unanswered(r *refRollout, w *refWave) bool {
+	var names []string
+	for _, c := range r.live() {
+		if slices.ContainsFunc(w.groups, func(g string) bool {
+			return slices.ContainsFunc(m.fleet.Progress(g, versions{c.secret: c.to}), NodeProgress.waits)
+		}) {
+			names = append(names, c.secret)
+		}
+	}
+	if len(names) == 0 {
+		return m.softly(r, w)
+	}
+	for _, name := range names {
+		m.hold(name, r.wants()[name], Soft, false)
+	}
+	m.fail(r, w, names)
+	return true
+}
+
+// waits reports whether a node is there and has not answered.
+func (n NodeProgress) waits() bool { return n.Connected && !n.Acked && n.Nacked == nil }
+
 // ballot is what the nodes say.
 type ballot struct {
 	expected, acked, nacked int
 	nack                    *NACK
 	late                    bool
+	unacked                 []string
 }
 
 // count asks the nodes: those that were there when the wave was switched, or within their grace, and those that are there now.
@@ -404,6 +475,9 @@ func (m *reference) count(r *refRollout, w *refWave) ballot {
 			seen[n.Node] = true
 			if member {
 				w.members[n.Node] = n.left()
+			}
+			if n.waits() {
+				b.unacked = append(b.unacked, n.Node)
 			}
 			switch {
 			case n.Nacked != nil:
@@ -434,7 +508,7 @@ func (m *reference) moving(r *refRollout, w *refWave, b ballot) bool {
 	case b.late && r.is(Emergency):
 		return m.pass(r, w)
 	case b.late && !enough:
-		return m.softly(r, w)
+		return m.unanswered(r, w)
 	case r.is(Emergency) && b.acked+b.nacked == b.expected:
 		return m.pass(r, w)
 	case b.acked < b.expected && !enough:
@@ -449,11 +523,11 @@ func (m *reference) moving(r *refRollout, w *refWave, b ballot) bool {
 }
 
 // proven waits for the handshakes, for five minutes at most.
-func (m *reference) proven(r *refRollout, w *refWave, findings []Finding, hung bool, since time.Time) bool {
+func (m *reference) proven(r *refRollout, w *refWave, round refRound) bool {
 	switch {
-	case hung && m.now.Before(since.Add(roundLimit)):
+	case round.hung && m.now.Before(w.since.Add(roundLimit)):
 		return false
-	case hung || len(findings) > 0:
+	case round.hung || len(round.findings) > 0:
 		return m.softly(r, w)
 	default:
 		return m.pass(r, w)
@@ -461,7 +535,7 @@ func (m *reference) proven(r *refRollout, w *refWave, findings []Finding, hung b
 }
 
 // watched waits for the end of the watch, then for the last handshakes, the gates and the hook.
-func (m *reference) watched(r *refRollout, w *refWave, findings []Finding, hung bool) bool {
+func (m *reference) watched(r *refRollout, w *refWave, round refRound) bool {
 	var lacking []Gate
 	for _, g := range m.policy.Gates {
 		v := m.reading(g.Name)
@@ -475,10 +549,10 @@ func (m *reference) watched(r *refRollout, w *refWave, findings []Finding, hung 
 			return m.softly(r, w)
 		}
 	}
-	if w.complete.IsZero() || hung && m.now.Before(w.complete.Add(roundLimit)) {
+	if w.complete.IsZero() || round.hung && m.now.Before(w.complete.Add(roundLimit)) {
 		return false
 	}
-	if hung || len(findings) > 0 {
+	if round.hung || len(round.findings) > 0 {
 		return m.softly(r, w)
 	}
 	for _, g := range lacking {
@@ -499,9 +573,10 @@ func (m *reference) watched(r *refRollout, w *refWave, findings []Finding, hung 
 
 // pass ends a state of a wave.
 func (m *reference) pass(r *refRollout, w *refWave) bool {
-	_, hung, some := m.handshakes(r, w)
+	round := m.handshakes(r, w)
 	switch {
-	case w.state == Moving && (hung || some):
+	case w.state == Moving && (round.hung || round.some):
+		w.acked = m.count(r, w).acked > 0
 		w.state = Verifying
 	case w.state != Watching && m.watches(r):
 		w.state, w.watch, w.watched, w.ticked, w.complete = Watching, m.watchOf(r), 0, m.now, time.Time{}

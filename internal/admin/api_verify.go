@@ -61,7 +61,7 @@ type ServedLeaf struct {
 
 // HandshakeError is why a handshake does not show what is wanted.
 type HandshakeError struct {
-	Kind    string `json:"kind"` // old_leaf, other_leaf, chain, alert, refused, timeout, broken
+	Kind    string `json:"kind"` // old_leaf, other_leaf, chain, alert, refused, timeout, broken, protocol, no_roots
 	Message string `json:"message"`
 	Hint    string `json:"hint"`
 }

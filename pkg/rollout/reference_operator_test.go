@@ -215,7 +215,9 @@ func (m *reference) heal(name string, alone bool) {
 	}
 }
 
-func (m *reference) managed(name string) bool { return m.policy.Managed == nil || m.policy.Managed(name) }
+func (m *reference) managed(name string) bool {
+	return m.policy.Managed == nil || m.policy.Managed(name)
+}
 
 // restart: what nodes ACKed is forgotten; what was found out by looking is found out again.
 func (m *reference) restart() {
@@ -313,11 +315,11 @@ func (m *reference) promote(group string) {
 // rollback takes the last move of a group back of which something is left, and holds the newer versions.
 func (m *reference) rollback(group string) bool {
 	m.now = time.Now()
-	for i := len(m.moves[group]) - 1; i >= 0; i-- {
+	for i, one := range slices.Backward(m.moves[group]) {
 		back := versions{}
-		for name, to := range m.moves[group][i].to {
+		for name, to := range one.to {
 			if m.serves[group][name] == to {
-				back[name] = m.moves[group][i].from[name]
+				back[name] = one.from[name]
 			}
 		}
 		if len(back) == 0 {

@@ -29,7 +29,9 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	}
 	s.edge.SetPolicy(edgePolicy(cfg)) // before a group moves: nothing is sent under rights that have ended
 	s.outside.set(cfg, s.command(cfg))
+	s.config.Store(cfg) // what a rollout that begins here has to prove is in it
 	if err := s.rollout.Reconfigure(ctx, policy); err != nil {
+		s.config.Store(running)
 		s.edge.SetPolicy(edgePolicy(running))
 		s.outside.set(running, s.command(running))
 		return fmt.Errorf("rollout: %w", err)

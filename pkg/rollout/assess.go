@@ -114,7 +114,7 @@ func (t *transaction) proof(r *Rollout, w *Wave) Round {
 		since = at
 	}
 	round := t.round(r, w, since)
-	if round.Targets > 0 || round.Ended.IsZero() || w.Nodes.Acked == 0 || !t.now.Before(w.Since.Add(min(t.policy.NodeGrace, roundLimit))) {
+	if round.Targets > 0 || round.Ended.IsZero() || w.Answered == 0 || !t.now.Before(w.Since.Add(min(t.policy.NodeGrace, roundLimit))) {
 		return round
 	}
 	t.c.nobody[r.ID] = t.now
@@ -190,7 +190,15 @@ func (t *transaction) condemn(ctx context.Context, r *Rollout, w *Wave, culprits
 	if n := len(culprits) - 1; n > 0 {
 		reason += fmt.Sprintf(" (and %d more)", n)
 	}
-	return t.takeBack(ctx, r, w, names, reason)
+	if err := t.takeBack(ctx, r, w, names, reason); err != nil {
+		return err
+	}
+	others := map[string]secret.Version{}
+	for _, name := range names {
+		others[name] = ""
+	}
+	t.redate(others) // a version that is held for less may be needed now
+	return nil
 }
 
 // pass ends a wave's state; the next one begins in the same commit.
@@ -200,7 +208,7 @@ func (t *transaction) pass(ctx context.Context, r *Rollout, w *Wave, note string
 	note = dashed(note)
 	switch {
 	case w.State == Moving && t.provable(r, w):
-		w.State, w.Members, w.Stalled = Verifying, nil, false
+		w.State, w.Members, w.Stalled, w.Answered = Verifying, nil, false, w.Nodes.Acked
 		r.log(t.now, Verifying, fmt.Sprintf("wave %d (%s) has ACKed%s", r.Wave+1, some(w.Groups), note), "")
 	case w.State != Watching && t.watches(r):
 		length := t.watchLength(r)

@@ -133,7 +133,7 @@ func (c *Controller) control(ctx context.Context, id uint64, do func(t *transact
 }
 
 // Start begins a rollout of a stored version of a secret (a prefix will do; empty: the newest one). Manual and soft holds on it are released; a hard
-// hold is an error. The result has id 0 where every group serves the version.
+// hold is an error. Newer versions are held, until they are released. The result has id 0 where every group serves the version.
 func (c *Controller) Start(ctx context.Context, name string, version secret.Version, op Operator) (Control, error) {
 	if err := c.take(ctx); err != nil {
 		return Control{}, err
@@ -156,6 +156,9 @@ func (c *Controller) Start(ctx context.Context, name string, version secret.Vers
 		r := t.look(id)
 		return Control{ID: id, State: r.State, Reason: r.Reason, Already: true}, nil
 	}
+	if err := t.holdNewer(ctx, m, op); err != nil {
+		return Control{}, err
+	}
 	if id, err = t.propose(ctx, intent{secret: name, version: m.Version, reason: op.because("started"), by: op.By}); err != nil {
 		return Control{}, err
 	}
@@ -168,6 +171,23 @@ func (c *Controller) Start(ctx context.Context, name string, version secret.Vers
 	}
 	c.Wake()
 	return result, nil
+}
+
+// holdNewer holds the versions that are newer than one that an operator wants: else they came back with the next start of the server.
+func (t *transaction) holdNewer(ctx context.Context, wanted cache.Meta, op Operator) error {
+	versions, err := t.stored(ctx, wanted.Name)
+	if err != nil {
+		return err
+	}
+	for _, m := range versions { // the newest first
+		if m.Version == wanted.Version {
+			break
+		}
+		if _, held := t.held(m.Name, m.Version); !held {
+			t.hold(m.Name, m.Version, Manual, op.because("version "+wanted.Version.Short()+" was started instead"))
+		}
+	}
+	return nil
 }
 
 // pick returns the one stored version of a secret that begins with a prefix, or the newest one.

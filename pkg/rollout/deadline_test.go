@@ -26,7 +26,7 @@ func TestDeadlineOverrulesWhatKeepsAChangeBack(t *testing.T) {
 			r.fleet.edit(func() { r.fleet.nodes = nil })
 		},
 		"gate": func(r *rig, p Policy) {
-			p.Gates = []Gate{{Name: "errors", Max: number(0), Timeout: 10 * time.Second}}
+			p.Gates = []Gate{{Name: "errors", Max: new(float64(0)), Timeout: 10 * time.Second}}
 			r.meters.values = map[string]string{"errors": "1"}
 			r.reconfigure(p)
 		},
@@ -155,7 +155,7 @@ func TestWatchesShrinkBeforeTheDeadline(t *testing.T) {
 }
 
 func TestEmergencyIsVerifiedAndTakenBackOnlyByWhatClientsReject(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(time.Hour), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "production").watched(time.Hour), func(_ *testing.T, r *rig) {
 		r.prober.blinded = false
 		r.node("c1", "canary", "www")
 		v1 := r.short("www")
@@ -188,5 +188,46 @@ func TestEmergencyPassesARolloutThatMovesTheGroup(t *testing.T) {
 		if r.held("other", o2) != Manual {
 			t.Errorf("held %q", r.held("other", o2))
 		}
+	})
+}
+
+func TestStartOfAnOlderVersionHoldsTheNewerOnesUntilTheDeadline(t *testing.T) {
+	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
+		r.node("c1", "canary", "www")
+		v1 := r.short("www")
+		v2 := r.serve("www")
+		if _, err := r.c.Start(r.ctx(), "www", v1, alice); err != nil {
+			t.Fatal(err)
+		}
+		r.settle()
+		r.restart()
+		r.settle()
+		r.want("www", r.all(v1))
+		if r.held("www", v2) != Manual {
+			t.Errorf("held %q, want by hand", r.held("www", v2))
+		}
+		r.pass(9*day + day/2)
+		r.want("www", r.all(v2))
+	})
+}
+
+func TestVersionThatOneNodeHasRefusedIsTriedWhereTheNewestIsBad(t *testing.T) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+		r.prober.blinded = false
+		c := r.node("c1", "canary", "www")
+		r.node("p1", "production", "www")
+		v1 := r.short("www")
+		c.refuses = func(_ string, v version) bool { return v != v1 }
+		v2 := r.serve("www")
+		r.want("www", r.all(v1))
+		r.pass(9*day + 11*time.Hour)
+		c.refuses = nil
+		v3 := newSecret(t, "www", 90*day)
+		r.prober.bad = map[version]string{r.cache.Version(v3): "unknown root"}
+		if _, err := r.c.Accept(r.ctx(), Proposal{Secret: v3, Source: "acme", Issuer: "le", Reason: "issued by le"}); err != nil {
+			t.Fatal(err)
+		}
+		r.pass(2 * time.Hour)
+		r.want("www", versions{"production": v2})
 	})
 }

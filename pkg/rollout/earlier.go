@@ -69,13 +69,18 @@ func (t *transaction) askEarlier(r *Rollout, w *Wave) earlier {
 
 // enough reports whether the share of nodes that lets a wave go on has ACKed, where that is not all of them.
 func (t *transaction) enough(nodes []NodeProgress) bool {
-	acked := 0
+	acked, expected := 0, 0
 	for _, n := range nodes {
-		if n.Acked && n.Nacked == nil {
+		switch {
+		case n.Unsubscribed:
+		case n.Acked && n.Nacked == nil:
 			acked++
+			expected++
+		case n.Nacked != nil || t.counts(n):
+			expected++
 		}
 	}
-	return t.policy.minAcked() < 100 && acked > 0 && acked*100 >= len(nodes)*t.policy.minAcked()
+	return t.policy.minAcked() < 100 && acked > 0 && acked*100 >= expected*t.policy.minAcked()
 }
 
 // servedOf returns the versions of a rollout that a group serves.

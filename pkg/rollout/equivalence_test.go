@@ -142,7 +142,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 		p.MinAcked = 50
 	}
 	if random.IntN(4) == 0 {
-		p.Gates = []Gate{{Name: "errors", Max: number(5), MaxIncrease: number(2), Timeout: 30 * time.Second}}
+		p.Gates = []Gate{{Name: "errors", Max: new(float64(5)), MaxIncrease: new(float64(2)), Timeout: 30 * time.Second}}
 	}
 	p.Hook = random.IntN(6) == 0
 	h := &history{

@@ -114,8 +114,6 @@ func (p Policy) watched(d time.Duration) Policy {
 	return p
 }
 
-func number(f float64) *float64 { return &f }
-
 // wantWave checks the state of a rollout's current wave.
 func (r *rig) wantWave(id uint64, want State) {
 	r.t.Helper()
@@ -204,7 +202,7 @@ func TestHandshakesThatSeeNothingTakeTheWaveBackSoftly(t *testing.T) {
 }
 
 func TestWatchedTimeIsOnlyThatInWhichSomebodyWatched(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(10*time.Minute), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "production").watched(10*time.Minute), func(_ *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.serve("www")
 		v2 := r.serve("www")
@@ -223,7 +221,7 @@ func TestWatchedTimeIsOnlyThatInWhichSomebodyWatched(t *testing.T) {
 
 func TestGateOverItsBoundTakesTheWholeChangeBackSoftly(t *testing.T) {
 	policy := waves("auto", "canary", "production").watched(2 * time.Minute)
-	policy.Gates = []Gate{{Name: "errors", Max: number(5), Timeout: time.Minute}}
+	policy.Gates = []Gate{{Name: "errors", Max: new(float64(5)), Timeout: time.Minute}}
 	run(t, policy, func(t *testing.T, r *rig) {
 		r.meters.values = map[string]string{"errors": "0"}
 		r.node("c1", "canary", "www")
@@ -241,7 +239,7 @@ func TestGateOverItsBoundTakesTheWholeChangeBackSoftly(t *testing.T) {
 
 func TestGateComparesWithTheValueBeforeTheWave(t *testing.T) {
 	policy := waves("auto", "canary", "production").watched(time.Minute)
-	policy.Gates = []Gate{{Name: "errors", MaxIncrease: number(10), Percent: true, Timeout: time.Minute}}
+	policy.Gates = []Gate{{Name: "errors", MaxIncrease: new(float64(10)), Percent: true, Timeout: time.Minute}}
 	run(t, policy, func(t *testing.T, r *rig) {
 		r.meters.values = map[string]string{"errors": "100"}
 		r.node("c1", "canary", "www")
@@ -264,7 +262,7 @@ func TestGateComparesWithTheValueBeforeTheWave(t *testing.T) {
 
 func TestGateWithoutAValueWaitsAndThenFailsSoftly(t *testing.T) {
 	policy := waves("auto", "canary", "production").watched(time.Minute)
-	policy.Gates = []Gate{{Name: "errors", Max: number(5), Timeout: 2 * time.Minute}}
+	policy.Gates = []Gate{{Name: "errors", Max: new(float64(5)), Timeout: 2 * time.Minute}}
 	run(t, policy, func(t *testing.T, r *rig) {
 		r.meters.values = map[string]string{"errors": "0"}
 		r.node("c1", "canary", "www")
@@ -285,7 +283,7 @@ func TestGateWithoutAValueWaitsAndThenFailsSoftly(t *testing.T) {
 
 func TestWaveDoesNotBeginWhileAGateIsOverItsBound(t *testing.T) {
 	policy := waves("auto", "canary", "production").watched(time.Minute)
-	policy.Gates = []Gate{{Name: "errors", Max: number(5), Timeout: 2 * time.Minute}}
+	policy.Gates = []Gate{{Name: "errors", Max: new(float64(5)), Timeout: 2 * time.Minute}}
 	run(t, policy, func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.serve("www") // an addition waits for no gate
@@ -337,7 +335,7 @@ func TestHookHasToAgree(t *testing.T) {
 
 func TestCalendarKeepsWavesFromBeginning(t *testing.T) {
 	policy := waves("auto", "canary", "production")
-	run(t, policy, func(t *testing.T, r *rig) {
+	run(t, policy, func(_ *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.serve("www")
 		policy.Calendar = closed(time.Now().Add(time.Hour))

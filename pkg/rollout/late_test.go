@@ -42,7 +42,7 @@ func TestLateComplaintTakesARolloutBack(t *testing.T) {
 }
 
 func TestComplaintAfterTheUndoWindowTakesNothingBack(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(_ *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		r.serve("www")
 		v2 := r.serve("www")
@@ -54,7 +54,7 @@ func TestComplaintAfterTheUndoWindowTakesNothingBack(t *testing.T) {
 }
 
 func TestLateComplaintAfterARestartTakesARolloutBack(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(_ *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.serve("www")
 		v2 := r.serve("www")

@@ -114,6 +114,7 @@ type Wave struct {
 	Handshakes Handshakes   `json:"handshakes"`                // of the last look
 	Gates      []GateResult `json:"gates"`                     // of the last look
 	Since      time.Time    `json:"since,omitzero"`            // when its state began
+	Answered   int          `json:"answered,omitempty"`        // nodes that had ACKed when it was to be proven
 	Watch      float64      `json:"watch_seconds,omitempty"`   // how long it is watched
 	Watched    float64      `json:"watched_seconds,omitempty"` // how long it was watched before the server's start
 	Ends       time.Time    `json:"ends,omitzero"`             // when the watch ends, as far as one can know

@@ -40,6 +40,9 @@ func (c *Controller) step(ctx context.Context) (time.Time, error) {
 		faults = append(faults, err)
 	}
 	next, err := c.carryAll(ctx)
+	if len(c.ailing) > 0 {
+		c.Wake() // something was taken back just now
+	}
 	next = sooner(sooner(next, back), sooner(c.nextRetry(), c.nextDeadline()))
 	return next, errors.Join(append(faults, err)...)
 }
@@ -332,6 +335,7 @@ func (t *transaction) move(ctx context.Context, r *Rollout, w *Wave) error {
 		}
 		w.Moved = append(w.Moved, g)
 	}
+	t.redate(r.wants())
 	if len(w.Moved) == 0 {
 		return nil // the commit is full; the next one begins
 	}

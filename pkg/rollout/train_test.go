@@ -77,7 +77,7 @@ func TestCulpritLeavesTheTrainAndTheRestGoesOn(t *testing.T) {
 
 func TestTrainThatFailsWithoutACulpritIsTriedAgainOneByOne(t *testing.T) {
 	policy := waves("auto", "canary", "production").watched(time.Minute)
-	policy.Gates = []Gate{{Name: "errors", Max: number(5), Timeout: time.Minute}}
+	policy.Gates = []Gate{{Name: "errors", Max: new(float64(5)), Timeout: time.Minute}}
 	run(t, policy, func(t *testing.T, r *rig) {
 		r.meters.values = map[string]string{"errors": "0"}
 		names := []string{"x", "a", "b"}
@@ -116,7 +116,7 @@ func TestTrainThatFailsWithoutACulpritIsTriedAgainOneByOne(t *testing.T) {
 }
 
 func TestNewerVersionTakesItsSecretOutOfATrain(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(_ *testing.T, r *rig) {
 		r.node("c1", "canary", "x", "a", "b")
 		for _, n := range []string{"x", "a", "b"} {
 			r.serve(n)

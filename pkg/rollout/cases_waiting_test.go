@@ -10,7 +10,7 @@ import (
 )
 
 // The reason names a group out of a map: each look may name another one, which is a transition to store.
-func TestReviewGroupsWithoutANodeAreNamedInOneOrder(t *testing.T) {
+func TestGroupsWithoutANodeAreNamedInOneOrder(t *testing.T) {
 	run(t, waves("auto", "canary", "a b c d e f g h"), func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		r.serve("www")
@@ -32,7 +32,7 @@ func TestReviewGroupsWithoutANodeAreNamedInOneOrder(t *testing.T) {
 }
 
 // A node that is stuck keeps its old certificate: an emergency passes it, and what the background sees of it later must not take the emergency back.
-func TestReviewEmergencyIsNotTakenBackAfterItsEndByAStuckNode(t *testing.T) {
+func TestEmergencyIsNotTakenBackAfterItsEndByAStuckNode(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
 		r.prober.blinded = false
 		r.node("c1", "canary", "www")
@@ -54,7 +54,7 @@ func TestReviewEmergencyIsNotTakenBackAfterItsEndByAStuckNode(t *testing.T) {
 }
 
 // Of two changes that travel together each has its own deadline.
-func TestReviewEachChangeOfATrainHasItsDeadline(t *testing.T) {
+func TestEachChangeOfATrainHasItsDeadline(t *testing.T) {
 	run(t, waves("manual", "canary", "production"), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "a", "b", "x")
 		r.serve("x")
@@ -83,7 +83,7 @@ func TestReviewEachChangeOfATrainHasItsDeadline(t *testing.T) {
 }
 
 // A hold on what every group serves has no deadline; when an undo takes the groups away from it, it has to get one.
-func TestReviewHoldGetsADeadlineWhenGroupsLeaveTheVersion(t *testing.T) {
+func TestHoldGetsADeadlineWhenGroupsLeaveTheVersion(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(time.Second), func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.short("www")
@@ -104,7 +104,7 @@ func TestReviewHoldGetsADeadlineWhenGroupsLeaveTheVersion(t *testing.T) {
 }
 
 // A new group may start with an older version than any other group serves: the rollout that takes it along has its deadline then.
-func TestReviewGroupThatJoinsARolloutBringsItsDeadline(t *testing.T) {
+func TestGroupThatJoinsARolloutBringsItsDeadline(t *testing.T) {
 	run(t, waves("manual", "canary", "production"), func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.short("www") // 10 days
@@ -125,7 +125,7 @@ func TestReviewGroupThatJoinsARolloutBringsItsDeadline(t *testing.T) {
 }
 
 // Where a valid version that nobody holds is there, it saves what is served, and not a newer one that is held.
-func TestReviewRescuePrefersWhatIsNotHeld(t *testing.T) {
+func TestRescuePrefersWhatIsNotHeld(t *testing.T) {
 	for _, how := range []string{"manual", "handshake"} {
 		t.Run(how, func(t *testing.T) {
 			run(t, waves("auto", "canary", "production").watched(time.Hour), func(t *testing.T, r *rig) {
@@ -162,7 +162,7 @@ func TestReviewRescuePrefersWhatIsNotHeld(t *testing.T) {
 }
 
 // Undo takes a stored rollout up again: what stood in its log before is in the trail already.
-func TestReviewUndoIsRecordedOnce(t *testing.T) {
+func TestUndoIsRecordedOnce(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(time.Second), func(t *testing.T, r *rig) {
 		seen := map[string]int{}
 		r.c.audit = func(_ context.Context, records []Record) {
@@ -189,7 +189,7 @@ func TestReviewUndoIsRecordedOnce(t *testing.T) {
 }
 
 // A rollout that is taken up again is still the oldest of the history.
-func TestReviewOldestOfAFullHistoryIsUndone(t *testing.T) {
+func TestOldestOfAFullHistoryIsUndone(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(time.Second), func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.serve("www")
@@ -212,7 +212,7 @@ func TestReviewOldestOfAFullHistoryIsUndone(t *testing.T) {
 }
 
 // A rollout that waits says so once, however often others pass.
-func TestReviewLogOfAWaitingRolloutHasABound(t *testing.T) {
+func TestLogOfAWaitingRolloutHasABound(t *testing.T) {
 	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "www", "idle")
 		r.node("p1", "production", "www")
@@ -235,7 +235,7 @@ func TestReviewLogOfAWaitingRolloutHasABound(t *testing.T) {
 }
 
 // A group that has left the configuration has no nodes any more: nobody waits for it.
-func TestReviewGroupThatLeavesInTheMiddleOfItsWaveIsNotWaitedFor(t *testing.T) {
+func TestGroupThatLeavesInTheMiddleOfItsWaveIsNotWaitedFor(t *testing.T) {
 	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "www")
 		r.node("p1", "production", "www")

@@ -10,7 +10,7 @@ import (
 )
 
 // A NACK on canary after its wave stops the promotion; so must a handshake there.
-func TestReviewMismatchAfterTheWaveStopsTheNextOne(t *testing.T) {
+func TestMismatchAfterTheWaveStopsTheNextOne(t *testing.T) {
 	run(t, waves("manual", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
 		r.prober.blinded = false
 		r.node("c1", "canary", "www")
@@ -34,7 +34,7 @@ func TestReviewMismatchAfterTheWaveStopsTheNextOne(t *testing.T) {
 }
 
 // min_acked lets a wave pass without a node that does not answer; its old leaf is no proof against the version.
-func TestReviewLateNodeThatMinAckedPassesIsNoCulprit(t *testing.T) {
+func TestLateNodeThatMinAckedPassesIsNoCulprit(t *testing.T) {
 	p := waves("auto", "canary", "production").watched(time.Minute)
 	p.MinAcked = 50
 	run(t, p, func(t *testing.T, r *rig) {
@@ -53,7 +53,7 @@ func TestReviewLateNodeThatMinAckedPassesIsNoCulprit(t *testing.T) {
 }
 
 // An old leaf shows that a node has not taken a version, not that the version is bad: the deadline overrules it before the end.
-func TestReviewOldLeafIsOverruledAtTheDeadline(t *testing.T) {
+func TestOldLeafIsOverruledAtTheDeadline(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
 		r.prober.blinded = false
 		c := r.node("c1", "canary", "www")
@@ -74,7 +74,7 @@ func TestReviewOldLeafIsOverruledAtTheDeadline(t *testing.T) {
 }
 
 // A wave that has stalled has lost its slot: where it goes on it has to wait for it.
-func TestReviewStalledWaveWaitsForItsSlot(t *testing.T) {
+func TestStalledWaveWaitsForItsSlot(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(10*time.Minute), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "www")
 		r.serve("www")
@@ -121,8 +121,8 @@ func (r *rig) rewrite(id uint64, change func(m map[string]any)) {
 }
 
 // The version before this one stored no deadlines.
-func TestReviewStoredRolloutWithoutADeadlineGetsOne(t *testing.T) {
-	run(t, waves("manual", "canary", "production"), func(t *testing.T, r *rig) {
+func TestStoredRolloutWithoutADeadlineGetsOne(t *testing.T) {
+	run(t, waves("manual", "canary", "production"), func(_ *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		r.short("www")
 		v2 := r.serve("www")
@@ -134,7 +134,7 @@ func TestReviewStoredRolloutWithoutADeadlineGetsOne(t *testing.T) {
 }
 
 // The version before this one noted a way back in the wave: state rolled_back, and the groups that are left in moved.
-func TestReviewStoredWayBackOfTheOldVersionGoesOn(t *testing.T) {
+func TestStoredWayBackOfTheOldVersionGoesOn(t *testing.T) {
 	run(t, waves("auto", "canary us", "production"), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "www")
 		v1 := r.serve("www")
@@ -156,7 +156,7 @@ func TestReviewStoredWayBackOfTheOldVersionGoesOn(t *testing.T) {
 }
 
 // A hold of one change must not end the way back of another.
-func TestReviewHoldDoesNotEndAWayBack(t *testing.T) {
+func TestHoldDoesNotEndAWayBack(t *testing.T) {
 	run(t, waves("auto", "canary", groupsOf(70)), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "a", "b", "x")
 		n := r.node("n", "g00", "a")

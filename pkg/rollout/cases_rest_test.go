@@ -10,7 +10,7 @@ import (
 )
 
 // A node refuses an emergency while another one has not answered: the hold is stored once, and the look ends.
-func TestReviewRefusedEmergencyThatWaitsComesToRest(t *testing.T) {
+func TestRefusedEmergencyThatWaitsComesToRest(t *testing.T) {
 	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
 		odd := r.node("c1", "canary", "www")
 		slow := r.node("p1", "production", "www")
@@ -36,7 +36,7 @@ func TestReviewRefusedEmergencyThatWaitsComesToRest(t *testing.T) {
 }
 
 // An operator who aborts a removal means it: it is not begun again at once.
-func TestReviewAbortedRemovalStaysAborted(t *testing.T) {
+func TestAbortedRemovalStaysAborted(t *testing.T) {
 	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
 		r.node("c1", "canary", "www")
 		v1 := r.serve("www")
@@ -54,7 +54,7 @@ func TestReviewAbortedRemovalStaysAborted(t *testing.T) {
 }
 
 // A gate that fails takes a removal back: it must not begin again and again.
-func TestReviewRemovalThatFailsIsNotRepeatedForEver(t *testing.T) {
+func TestRemovalThatFailsIsNotRepeatedForEver(t *testing.T) {
 	p := waves("auto", "canary", "production").watched(time.Minute)
 	p.Hook = true
 	run(t, p, func(t *testing.T, r *rig) {
@@ -85,7 +85,7 @@ func (d *deaf) Get(ctx context.Context, key string) (store.Entry, error) {
 }
 
 // A store that cannot be read for a moment is no reason to leave a group at a refused version.
-func TestReviewWayBackIsTriedAgainWhereTheStoreFails(t *testing.T) {
+func TestWayBackIsTriedAgainWhereTheStoreFails(t *testing.T) {
 	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "www")
 		r.serve("www")
@@ -106,7 +106,7 @@ func TestReviewWayBackIsTriedAgainWhereTheStoreFails(t *testing.T) {
 }
 
 // Nor does the log of a stalled rollout grow with what passes it.
-func TestReviewLogOfAStalledRolloutHasABound(t *testing.T) {
+func TestLogOfAStalledRolloutHasABound(t *testing.T) {
 	run(t, waves("auto", "canary", "production"), func(t *testing.T, r *rig) {
 		c := r.node("c1", "canary", "idle")
 		other := r.node("c2", "canary", "www")

@@ -9,7 +9,7 @@ import (
 )
 
 // The background looks at what each group serves, not at the first one alone.
-func TestReviewBackgroundLooksAtEveryGroup(t *testing.T) {
+func TestBackgroundLooksAtEveryGroup(t *testing.T) {
 	leaf := func(name string) Wanted {
 		return Wanted{Leaf: Leaf{Secret: name, Version: "v", KeyType: "ecdsa-p256", DNSNames: []string{name + ".example"}, NotAfter: time.Now().Add(time.Hour)}, Asked: name}
 	}
@@ -31,7 +31,7 @@ func TestReviewBackgroundLooksAtEveryGroup(t *testing.T) {
 }
 
 // A listener that speaks TLS 1.3 alone (tls_minimum_protocol_version), or 1.2 alone, serves its certificate well: a client that it cannot speak with proves nothing.
-func TestReviewListenerOfOneProtocolVersion(t *testing.T) {
+func TestListenerOfOneProtocolVersion(t *testing.T) {
 	p := newPKI(t)
 	for name, key := range map[string]crypto.Signer{"rsa": rsaKey(t, 0), "ecdsa": ecKey(t)} {
 		pair := p.pair(t, key, site)
@@ -50,7 +50,7 @@ func TestReviewListenerOfOneProtocolVersion(t *testing.T) {
 }
 
 // Roots that this server cannot read say nothing about a certificate.
-func TestReviewUnreadableRootsProveNothing(t *testing.T) {
+func TestUnreadableRootsProveNothing(t *testing.T) {
 	p := newPKI(t)
 	pair := p.pair(t, ecKey(t), site)
 	leaf := p.leaf(pair, "www", "v1")

@@ -397,7 +397,7 @@ func (m *reference) keep(name string) bool {
 	return true
 }
 
-// start begins a rollout of a stored version.
+// start begins a rollout of a stored version, and holds the newer ones.
 func (m *reference) start(name string, v version) bool {
 	m.now = time.Now()
 	h := m.holds[holdID{name, v}]
@@ -406,6 +406,11 @@ func (m *reference) start(name string, v version) bool {
 	}
 	delete(m.holds, holdID{name, v})
 	if h != nil || len(m.carriers(name, v)) == 0 {
+		for _, newer := range m.stored[name][:slices.IndexFunc(m.stored[name], func(one cache.Meta) bool { return one.Version == v })] {
+			if !m.isHeld(name, newer.Version) {
+				m.hold(name, newer.Version, Manual, false)
+			}
+		}
 		m.propose(refIntent{secret: name, version: v})
 	}
 	return true

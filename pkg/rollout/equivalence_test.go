@@ -408,13 +408,13 @@ func (h *history) accept(name string) string {
 	p := Proposal{Secret: newSecret(h.t, name, life), Source: cache.SourceACME, Issuer: []string{"le", "le", "gts"}[h.random.IntN(3)], Reason: "issued"}
 	v := h.cache.Version(p.Secret)
 	what := ""
-	switch k := h.random.IntN(10); {
-	case k == 0:
+	switch h.random.IntN(10) {
+	case 0:
 		h.bad[v], what = "all", ", that all refuse"
-	case k == 1:
+	case 1:
 		h.bad[v] = h.policy.Groups()[h.random.IntN(4)]
 		what = ", that " + h.bad[v] + " refuses"
-	case k == 2:
+	case 2:
 		h.prober.bad[v], what = "unknown root", ", that clients reject"
 	}
 	h.check.accepts(h, p.Secret, life)
@@ -429,10 +429,10 @@ func (h *history) accept(name string) string {
 }
 
 // do lets both do something. What a failing store keeps from being done is done again; what was only not answered is done.
-func (h *history) do(real func() error, reference func()) {
+func (h *history) do(wish func() error, reference func()) {
 	h.t.Helper()
 	lost := h.disk.after != nil
-	err := real()
+	err := wish()
 	if !errors.Is(err, errDisk) {
 		reference()
 		return
@@ -448,7 +448,7 @@ func (h *history) do(real func() error, reference func()) {
 		return
 	}
 	h.mend()
-	if err := real(); err != nil && errors.Is(err, errDisk) {
+	if err := wish(); err != nil && errors.Is(err, errDisk) {
 		h.t.Fatal(err)
 	}
 	reference()
@@ -489,19 +489,19 @@ func (h *history) nodeAct() string {
 // operate is what an operator wishes; one that is refused has to be refused by both.
 func (h *history) operate(name, group string, id int) string {
 	ctx := h.ctx()
-	both := func(what string, real func() error, reference func() bool) string {
+	both := func(what string, wish func() error, reference func() bool) string {
 		var err error
-		h.do(func() error { err = real(); return err }, func() {
+		h.do(func() error { err = wish(); return err }, func() {
 			if ok := reference(); ok != (err == nil) && !errors.Is(err, errDisk) {
 				h.t.Errorf("seed %d: %s: the reference says %t, the controller %v", h.seed, what, ok, err)
 			}
 		})
 		return fmt.Sprintf("%s: %v", what, err)
 	}
-	control := func(what string, real func(ctx2 uint64) (Control, error), reference func(int) bool) string {
+	control := func(what string, wish func(id uint64) (Control, error), reference func(int) bool) string {
 		var c Control
 		var err error
-		h.do(func() error { c, err = real(uint64(id)); return err }, func() {
+		h.do(func() error { c, err = wish(uint64(id)); return err }, func() {
 			if ok := reference(id); ok != (err == nil && !c.Already) && !errors.Is(err, errDisk) {
 				h.t.Errorf("seed %d: %s %d: the reference says %t, the controller %+v, %v", h.seed, what, id, ok, c, err)
 			}

@@ -86,7 +86,7 @@ func (i *invariants) moved(h *history, group string, id holdID) {
 	if !carried && !i.had[group][id] {
 		h.broken(4, "only the rollout controller moves a group", "%s got %s %s, which no rollout brought", group, id.secret, short(id.version))
 	}
-	if i.held[id] && !i.had[group][id] && h.rig.held(id.secret, id.version) == Hard && !urgent {
+	if i.held[id] && !i.had[group][id] && h.held(id.secret, id.version) == Hard && !urgent {
 		h.broken(6, "bytes that a node NACKed are not sent again", "%s got %s %s, which is held", group, id.secret, short(id.version))
 	}
 }

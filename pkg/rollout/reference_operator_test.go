@@ -215,7 +215,9 @@ func (m *reference) heal(name string, alone bool) {
 	}
 }
 
-func (m *reference) managed(name string) bool { return m.policy.Managed == nil || m.policy.Managed(name) }
+func (m *reference) managed(name string) bool {
+	return m.policy.Managed == nil || m.policy.Managed(name)
+}
 
 // restart: what nodes ACKed is forgotten; what was found out by looking is found out again.
 func (m *reference) restart() {
@@ -313,11 +315,11 @@ func (m *reference) promote(group string) {
 // rollback takes the last move of a group back of which something is left, and holds the newer versions.
 func (m *reference) rollback(group string) bool {
 	m.now = time.Now()
-	for i := len(m.moves[group]) - 1; i >= 0; i-- {
+	for i, one := range slices.Backward(m.moves[group]) {
 		back := versions{}
-		for name, to := range m.moves[group][i].to {
+		for name, to := range one.to {
 			if m.serves[group][name] == to {
-				back[name] = m.moves[group][i].from[name]
+				back[name] = one.from[name]
 			}
 		}
 		if len(back) == 0 {
@@ -395,7 +397,7 @@ func (m *reference) keep(name string) bool {
 	return true
 }
 
-// start begins a rollout of a stored version.
+// start begins a rollout of a stored version, and holds the newer ones.
 func (m *reference) start(name string, v version) bool {
 	m.now = time.Now()
 	h := m.holds[holdID{name, v}]
@@ -404,6 +406,11 @@ func (m *reference) start(name string, v version) bool {
 	}
 	delete(m.holds, holdID{name, v})
 	if h != nil || len(m.carriers(name, v)) == 0 {
+		for _, newer := range m.stored[name][:slices.IndexFunc(m.stored[name], func(one cache.Meta) bool { return one.Version == v })] {
+			if !m.isHeld(name, newer.Version) {
+				m.hold(name, newer.Version, Manual, false)
+			}
+		}
 		m.propose(refIntent{secret: name, version: v})
 	}
 	return true

@@ -474,12 +474,12 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 	moves := m.moves[group]
 	look := v
 	candidate := false
-	for i := len(moves) - 1; i >= 0; i-- {
-		if brought, ok := moves[i].to[name]; !ok || brought != look {
+	for i, one := range slices.Backward(moves) {
+		if brought, ok := one.to[name]; !ok || brought != look {
 			continue
 		}
 		if candidate && m.usable(name, look) { // this move brought the candidate
-			if last, _ := m.lastPart(name, look); !last && m.carriedThrough(group, name, moves[i].rollout) {
+			if last, _ := m.lastPart(name, look); !last && m.carriedThrough(group, name, one.rollout) {
 				return look, by, true
 			}
 			if spare == nil {
@@ -489,7 +489,7 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 		if by < 0 {
 			by = i
 		}
-		look, candidate = moves[i].from[name], true
+		look, candidate = one.from[name], true
 	}
 	if last, _ := m.lastPart(name, look); candidate && m.usable(name, look) && (!last || spare == nil) { // nothing that is remembered brought it
 		return look, by, true

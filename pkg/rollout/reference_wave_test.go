@@ -185,13 +185,16 @@ func (m *reference) earlier(r *refRollout, w *refWave) (group string, culprit *h
 
 // enough reports whether the share of nodes that is asked for has ACKed, where that is not all of them.
 func (m *reference) enough(nodes []NodeProgress) bool {
-	acked := 0
+	acked, expected := 0, 0
 	for _, n := range nodes {
-		if n.Acked && n.Nacked == nil {
+		if n.Unsubscribed || !n.Acked && n.Nacked == nil && !m.counts(n) {
+			continue
+		}
+		if expected++; n.Acked && n.Nacked == nil {
 			acked++
 		}
 	}
-	return m.policy.minAcked() < 100 && acked > 0 && acked*100 >= len(nodes)*m.policy.minAcked()
+	return m.policy.minAcked() < 100 && acked > 0 && acked*100 >= expected*m.policy.minAcked()
 }
 
 func (m *reference) wantsPromotion(r *refRollout, w *refWave) bool {

@@ -127,6 +127,7 @@ type history struct {
 	check  invariants
 
 	crashes   int
+	faulted   bool // a look failed half-way, and another one went on
 	undecided bool
 }
 
@@ -158,7 +159,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 	p.Managed = func(name string) bool { return !h.gone[name] }
 	h.rig = newRigOn(t, p, &memory{entries: map[string]store.Entry{}})
 	h.ref = newReference(p)
-	h.prober.blinded = random.IntN(2) == 0 || h.short
+	h.prober.blinded = random.IntN(2) == 0
 	h.prober.bad = map[version]string{}
 	h.ref.prober.blinded, h.ref.prober.bad = h.prober.blinded, h.prober.bad
 	h.ref.meters, h.ref.hook = h.meters, h.hook
@@ -236,6 +237,7 @@ func (h *history) look() {
 		if h.mend() {
 			return
 		}
+		h.faulted = true
 		if _, err := h.c.step(h.ctx()); err != nil {
 			h.t.Fatalf("seed %d: %v", h.seed, err)
 		}
@@ -271,7 +273,10 @@ func (h *history) compare() {
 	if h.undecided {
 		return
 	}
-	if diff := cmp.Diff(strings.Split(h.ref.String(), "\n"), strings.Split(h.String(), "\n")); diff != "" {
+	diff := cmp.Diff(strings.Split(h.ref.String(), "\n"), strings.Split(h.String(), "\n"))
+	if h.faulted { // what was taken back before the fault is healed before the rollouts after it are looked at: the reference knows only whole looks
+		h.faulted, h.undecided = false, diff != ""
+	} else if diff != "" {
 		h.t.Errorf("seed %d, after %d actions: the controller is not where the reference is (-reference +controller):\n%s", h.seed, len(h.acts), diff)
 	}
 }
@@ -533,9 +538,6 @@ func (h *history) operate(name, group string, id int) string {
 			return "nothing"
 		}
 		v := stored[h.random.IntN(min(2, len(stored)))].Version
-		if h.short {
-			v = stored[0].Version
-		}
 		return both("start "+name+" "+short(v), func() error { _, err := h.c.Start(ctx, name, v, alice); return err }, func() bool { return h.ref.start(name, v) })
 	}
 }

@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"errors"
 	"maps"
 	"time"
 
@@ -162,7 +163,13 @@ func (i *invariants) watches(h *history, ref *reference) {
 		if w == nil || w.state != Watching {
 			continue
 		}
-		one := h.get(r.id64())
+		one, err := h.c.Rollout(h.ctx(), r.id64())
+		if errors.Is(err, ErrNoRollout) { // what the reference would have done is not done
+			continue
+		}
+		if err != nil {
+			h.t.Fatal(err)
+		}
 		if have := one.current(); have != nil && have.State == Watching && one.Wave == r.wave {
 			stored := seconds(have.Watched)
 			tick := Wave{Watch: w.watch.Seconds()}.tick()

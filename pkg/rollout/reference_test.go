@@ -180,7 +180,7 @@ func (m *reference) retry() {
 		}
 	}
 	slices.SortFunc(over, func(a, b holdID) int {
-		return cmp.Or(m.meta(a.secret, a.version).NotAfter.Compare(m.meta(b.secret, b.version).NotAfter), strings.Compare(a.secret, b.secret))
+		return cmp.Or(m.meta(a.secret, a.version).NotAfter.Compare(m.meta(b.secret, b.version).NotAfter), strings.Compare(a.secret, b.secret), strings.Compare(string(a.version), string(b.version)))
 	})
 	for _, id := range over {
 		delete(m.holds, id)

@@ -248,7 +248,7 @@ func (c *Controller) softHolds() []Hold {
 		}
 	}
 	slices.SortFunc(soft, func(a, b Hold) int { // what expires first goes first
-		return cmp.Or(a.NotAfter.Compare(b.NotAfter), strings.Compare(a.Secret, b.Secret))
+		return cmp.Or(a.NotAfter.Compare(b.NotAfter), strings.Compare(a.Secret, b.Secret), strings.Compare(string(a.Version), string(b.Version)))
 	})
 	return soft
 }

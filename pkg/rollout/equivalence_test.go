@@ -20,7 +20,7 @@ import (
 )
 
 // TestControllerDoesWhatTheReferenceDoes runs random histories and compares after each step what is served everywhere, the rollouts and the
-// holds. SDS_TEST_HISTORIES says how many (default 60), SDS_TEST_SEED runs a single one.
+// holds. SDS_TEST_HISTORIES says how many (default 30), SDS_TEST_SEED runs a single one.
 func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
 	if text := os.Getenv("SDS_TEST_SEED"); text != "" {
 		seed, err := strconv.ParseUint(text, 10, 64)
@@ -30,7 +30,7 @@ func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
 		compareHistory(t, seed, &tally{})
 		return
 	}
-	count := 60
+	count := 30
 	if text := os.Getenv("SDS_TEST_HISTORIES"); text != "" {
 		var err error
 		if count, err = strconv.Atoi(text); err != nil {

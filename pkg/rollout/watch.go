@@ -10,7 +10,6 @@ type observation struct {
 	wave     int
 	last     time.Time     // of the last look
 	watched  time.Duration // altogether
-	stored   time.Duration // of it, what is stored
 	looked   time.Time     // handshakes that began before count no more
 	read     time.Time     // readings that began before count no more
 	complete time.Time     // when the watch was complete; zero: it is not
@@ -28,7 +27,7 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	o := t.c.watches[r.ID]
 	if o == nil || o.wave != r.Wave {
 		before := seconds(w.Watched)
-		o = &observation{wave: r.Wave, last: t.now, watched: before, stored: before, looked: t.now, read: t.now}
+		o = &observation{wave: r.Wave, last: t.now, watched: before, looked: t.now, read: t.now}
 		t.c.watches[r.ID] = o
 	}
 	o.watched += min(t.now.Sub(o.last), 2*w.tick()) // no more than the pause between two looks: a machine may have slept
@@ -40,8 +39,8 @@ func (t *transaction) observe(r *Rollout, w *Wave) *observation {
 	case t.now.Sub(o.looked) >= min(max(seconds(w.Watch)/4, w.tick()), lookAgain):
 		o.looked, o.read = t.now, t.now
 	}
-	if o.watched-o.stored >= max(storeWatched, seconds(w.Watch)/60) {
-		o.stored, w.Watched, t.touched = o.watched, o.watched.Seconds(), true
+	if o.watched-seconds(w.Watched) >= max(storeWatched, seconds(w.Watch)/60) { // where a commit fails, the next one stores it
+		w.Watched, t.touched = o.watched.Seconds(), true
 	}
 	return o
 }

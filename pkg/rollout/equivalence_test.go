@@ -30,14 +30,7 @@ func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
 		compareHistory(t, seed, &tally{})
 		return
 	}
-	count, first := 24, uint64(1)
-	if text := os.Getenv("SDS_TEST_HISTORIES"); text != "" {
-		var err error
-		if count, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-		first = rand.Uint64N(1 << 32)
-	}
+	count, first := historiesOf(t, 24)
 	var sum tally
 	began, failed := time.Now(), 0
 	for i := range count {

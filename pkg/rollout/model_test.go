@@ -5,7 +5,9 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,8 +17,9 @@ import (
 )
 
 func TestInvariantsHoldInRandomHistories(t *testing.T) {
-	for i := range 8 {
-		seed := rand.Uint64()
+	count, first := historiesOf(t, 8)
+	for i := range count {
+		seed := first + uint64(i)
 		promotion := []string{"auto", "manual"}[i%2]
 		t.Run(fmt.Sprintf("%s/seed=%d", promotion, seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -32,6 +35,20 @@ func TestInvariantsHoldInRandomHistories(t *testing.T) {
 			})
 		})
 	}
+}
+
+// historiesOf returns how many histories to run, and the first seed: a few that are always the same, or SDS_TEST_HISTORIES from a random one on.
+func historiesOf(t *testing.T, few int) (count int, first uint64) {
+	t.Helper()
+	text := os.Getenv("SDS_TEST_HISTORIES")
+	if text == "" {
+		return few, 1
+	}
+	count, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count, rand.Uint64N(1 << 32)
 }
 
 // model is a rig with what has to be true of it.

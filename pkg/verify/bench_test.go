@@ -34,44 +34,55 @@ type benchFleet struct {
 
 func benchName(i, name int) string { return fmt.Sprintf("n%d.s%d.example", name, i) }
 
-// TestServeForBenchmarks is the other process: it serves until its input ends.
-func TestServeForBenchmarks(t *testing.T) {
+// BenchmarkServer is the other process of the benchmarks: it serves until its input ends.
+func BenchmarkServer(b *testing.B) {
 	if os.Getenv("VERIFY_BENCH_SERVER") == "" {
-		t.Skip("not asked for")
+		b.Skip("it is started by the others")
 	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "0.0.0.0:0")
+	l, err := (&net.ListenConfig{Control: onLoopback}).Listen(b.Context(), "tcp", "0.0.0.0:0")
 	if err != nil {
-		t.Fatal(err)
+		b.Fatal(err)
 	}
 	address, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
-		t.Fatal(l.Addr())
+		b.Fatal(l.Addr())
 	}
-	ca := newPKI(t)
+	ca := newPKI(b)
 	fleet, config := benchFleet{Port: address.Port, Root: ca.cert.Raw}, &tls.Config{}
 	for i := range benchSecrets {
 		var names []string
 		for n := range benchNames {
 			names = append(names, benchName(i, n))
 		}
-		pair := ca.pair(t, ecKey(t), names...)
+		pair := ca.pair(b, ecKey(b), names...)
 		if i >= benchSecrets/2 {
-			pair = ca.pair(t, rsaKey(t, 0), names...)
+			pair = ca.pair(b, rsaKey(b, 0), names...)
 		}
 		config.Certificates = append(config.Certificates, pair)
 		fleet.Leaves = append(fleet.Leaves, pair.Leaf.Raw)
 	}
-	answer(t, l, config)
+	answer(b, l, config)
 	if err := json.NewEncoder(os.Stderr).Encode(fleet); err != nil {
-		t.Fatal(err)
+		b.Fatal(err)
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// onLoopback keeps a socket that is bound to all addresses to those of the loopback interface.
+func onLoopback(_, _ string, raw syscall.RawConn) error {
+	var err error
+	if controlled := raw.Control(func(fd uintptr) {
+		err = syscall.SetsockoptString(int(fd), syscall.SOL_SOCKET, syscall.SO_BINDTODEVICE, "lo")
+	}); controlled != nil {
+		return controlled
+	}
+	return err
 }
 
 // startBenchFleet returns what the nodes of one group should serve.
 func startBenchFleet(b *testing.B, nodes int) Group {
 	b.Helper()
-	child := exec.CommandContext(b.Context(), os.Args[0], "-test.run=^TestServeForBenchmarks$")
+	child := exec.CommandContext(b.Context(), os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkServer$", "-test.benchtime=1x")
 	child.Env = append(os.Environ(), "VERIFY_BENCH_SERVER=1")
 	in, err := child.StdinPipe()
 	if err != nil {

@@ -37,7 +37,8 @@ func TestInvariantsHoldInRandomHistories(t *testing.T) {
 	}
 }
 
-// historiesOf returns how many histories to run, and the first seed: a few that are always the same, or SDS_TEST_HISTORIES from a random one on.
+// historiesOf returns how many histories to run, and the first seed: a few that are always the same, or SDS_TEST_HISTORIES from a random one on. Random
+// ones still find what is not judged yet, about once in 100 here and once in 700 beside the reference: a green normal run does not speak of that.
 func historiesOf(t *testing.T, few int) (count int, first uint64) {
 	t.Helper()
 	text := os.Getenv("SDS_TEST_HISTORIES")

@@ -17,6 +17,13 @@ const (
 	KindRateLimited Kind = "rate_limited"
 	// KindRejected means that the CA refused the request, or that its answer was refused here: a person has to look.
 	KindRejected Kind = "rejected"
+	// KindValidation means that the CA could not validate a name: our routing, or the name's DNS, has to be mended. No other CA
+	// would do better.
+	KindValidation Kind = "validation"
+	// KindPaused means that the CA has stopped the account or a name until a person acts at the CA; see the link in the message.
+	KindPaused Kind = "paused"
+	// KindBudget means that nothing was asked of the CA, because it would have crossed one of its limits, or its share of it.
+	KindBudget Kind = "budget"
 	// KindInternal is a fault on our side: the store, the configuration, a mistake in the program.
 	KindInternal Kind = "internal"
 )

@@ -44,6 +44,13 @@ type Request struct {
 	IPAddresses []netip.Addr
 	KeyType     string
 	Profile     string
+	// Replaces is the identifier (RFC 9773, Section 4.1) of the certificate that this one replaces, where the same CA has issued it;
+	// otherwise empty.
+	Replaces string
+	// InWindow reports whether now is inside of that certificate's suggested window.
+	InWindow bool
+	// Urgent may use what the budget keeps back for emergencies.
+	Urgent bool
 	// Progress is told each step as it begins; nil tells nobody. It returns at once and may be called from any goroutine.
 	Progress func(Step)
 }

@@ -53,7 +53,7 @@ type Kind string
 // The kinds of change.
 const (
 	Renewal   Kind = "renewal"   // another version of the same secret
-	Chain     Kind = "chain"     // likewise, of another root, issuer, key type or number of CA certificates
+	Chain     Kind = "chain"     // likewise, of another root, issuer, profile, key type or number of CA certificates
 	Add       Kind = "add"       // a secret that the group did not have
 	Remove    Kind = "remove"    // a secret that left the configuration
 	Emergency Kind = "emergency" // what is served ends soon: to all groups at once, without watch

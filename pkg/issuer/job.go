@@ -15,8 +15,8 @@ import (
 // job is one order of one certificate, from the request or the due time to the sink. All who ask for the certificate meanwhile
 // wait for the same job.
 type job struct {
-	done  chan struct{} // closed by finish
-	force bool
+	done    chan struct{} // closed by finish
+	renewal Renewal       // how it was asked for first
 
 	// Guarded by the loop's mu: whether a worker has it, and what ends its context then.
 	started bool
@@ -30,8 +30,8 @@ type job struct {
 	err      error
 }
 
-func newJob(force bool) *job {
-	return &job{force: force, done: make(chan struct{}), step: StepQueued, changed: make(chan struct{})}
+func newJob(r Renewal) *job {
+	return &job{renewal: r, done: make(chan struct{}), step: StepQueued, changed: make(chan struct{})}
 }
 
 // cut ends a job that has started.
@@ -70,41 +70,8 @@ func (j *job) result() (Accepted, error) {
 	return j.accepted, j.err
 }
 
-// Renewal says how Renew renews.
-type Renewal struct {
-	// Force orders a certificate that is not due, and does not wait for the end of a back-off.
-	Force bool
-	// Progress is told each step; a slow one misses steps. Nil tells nobody.
-	Progress func(Step)
-}
-
-// Renew orders a certificate now and waits until the sink has it. Without force one that is not due is left alone: *NotDueError.
-// Everybody who asks for the same certificate at the same time shares one order. ctx bounds the wait alone, not the order. Other
-// errors are ErrUnknown, ErrStopped, and *Error for a failed order.
-func (l *Loop) Renew(ctx context.Context, name string, r Renewal) (Accepted, error) {
-	j, err := l.request(name, r.Force)
-	if err != nil {
-		return Accepted{}, err
-	}
-	var told Step
-	for {
-		step, changed := j.current()
-		if step != told && r.Progress != nil {
-			r.Progress(step)
-		}
-		told = step
-		select {
-		case <-j.done:
-			return j.result()
-		case <-ctx.Done():
-			return Accepted{}, fmt.Errorf("certificate %q: still %s: %w", name, step, context.Cause(ctx))
-		case <-changed:
-		}
-	}
-}
-
 // request returns the job of a certificate, a new one if there is none.
-func (l *Loop) request(name string, force bool) (*job, error) {
+func (l *Loop) request(name string, r Renewal) (*job, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entries[name]
@@ -115,10 +82,10 @@ func (l *Loop) request(name string, force bool) (*job, error) {
 		return nil, fmt.Errorf("certificate %q: %w", name, ErrStopped)
 	case e.job != nil:
 		return e.job, nil
-	case !force && e.loaded && e.due.After(now()):
+	case !r.Force && e.loaded && e.due.After(now()):
 		return nil, &NotDueError{Name: name, Until: e.due}
 	}
-	e.job = newJob(force)
+	e.job = newJob(r)
 	if e.loaded {
 		l.schedule(e)
 	}
@@ -129,7 +96,7 @@ func (l *Loop) request(name string, force bool) (*job, error) {
 // start begins the order of a certificate that is not in the queue; mu is held.
 func (l *Loop) start(ctx context.Context, e *entry) {
 	if e.job == nil {
-		e.job = newJob(false)
+		e.job = newJob(Renewal{})
 	}
 	j := e.job
 	ctx, j.cancel = context.WithCancelCause(ctx)
@@ -199,6 +166,9 @@ func (t *task) run(ctx context.Context) {
 	began, renewed := time.Now(), t.state.issued()
 	defer func() { t.observeEnd(ctx, renewed) }()
 	log := t.loop.options.Logger.With("secret", t.cert.Name, "issuer", t.cert.Issuer)
+	if why := t.job.renewal.Reason; why != "" {
+		log = log.With("reason", why)
+	}
 	err := t.renew(ctx)
 	t.took = time.Since(began)
 	if err == nil {
@@ -264,7 +234,7 @@ func (t *task) obtain(ctx context.Context) (*secret.Secret, error) {
 	}
 	return t.issuer.Obtain(ctx, Request{
 		Secret: t.cert.Name, DNSNames: t.cert.DNSNames, IPAddresses: t.cert.IPAddresses,
-		KeyType: t.cert.KeyType, Profile: t.cert.Profile, Progress: t.job.setStep,
+		KeyType: t.cert.KeyType, Profile: t.cert.Profile, Urgent: t.job.renewal.Urgent, Progress: t.job.setStep,
 	})
 }
 

@@ -281,7 +281,7 @@ func (l *Loop) load(ctx context.Context) error {
 		e.loaded = true
 		l.recall(e)
 		_, e.unfinished = found[OrderKey(e.cert.Name)]
-		if due := e.next(); e.job != nil && !e.job.force && due.After(now()) {
+		if due := e.next(); e.job != nil && !e.job.renewal.Force && due.After(now()) {
 			e.job.finish(Accepted{}, &NotDueError{Name: e.cert.Name, Until: due})
 			e.job = nil
 		}

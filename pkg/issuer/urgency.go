@@ -51,16 +51,12 @@ func (s *State) urgent(at time.Time) bool { return s.issued() && !at.Before(s.li
 
 // rankAt returns the rank of a certificate that waits for an order.
 func (e *entry) rankAt(at time.Time) rank {
-	asked := Renewal{}
-	if e.job != nil {
-		asked = e.job.renewal
-	}
 	switch {
-	case e.state.urgent(at), asked.Urgent:
+	case e.urgent(at):
 		return rank{class: classUrgent, at: e.state.NotAfter}
-	case asked.Force:
+	case e.wish.Force:
 		return rank{class: classForced, at: e.state.line()}
-	case !e.state.issued(), e.state.Wanted != wanted(&e.cert):
+	case !e.state.issued(), e.state.Wanted != e.want:
 		return rank{class: classNew, at: e.due}
 	default:
 		return rank{class: classRenewal, at: e.state.line()}

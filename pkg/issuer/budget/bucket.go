@@ -173,7 +173,7 @@ func (b *bucket) spend(l *limit, now int64) {
 		return
 	}
 	step := l.step()
-	at := (now+l.grace+step-1)/step*step
+	at := (now + l.grace + step - 1) / step * step
 	if n := len(b.held); n > 0 && b.held[n-1].at >= at { // later, where the clock went back
 		b.held[n-1].n++
 		return

@@ -34,10 +34,14 @@ type Options struct {
 	Limits []Limit
 }
 
-// Check returns what is wrong with options; Set returns the same.
-func (o Options) Check() error {
-	_, err := newRules(o)
-	return err
+// Check returns what is wrong with the options of all issuers; [Book.Set] takes those that it finds nothing wrong with.
+func Check(all []Options) error {
+	for _, o := range all {
+		if _, err := newRules(o); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Ledger is the budget of one issuer. Its methods may be called from several goroutines.
@@ -102,24 +106,55 @@ func (l *Ledger) Refused(ctx context.Context, use issuer.Use, after time.Duratio
 	})
 }
 
-// Issued records that a certificate was issued at a time: the next one for the same identifiers is a renewal, and failures of their
-// validation are not consecutive any more.
-func (l *Ledger) Issued(ctx context.Context, dnsNames []string, addresses []netip.Addr, at time.Time) error {
+// Issued records that a certificate has just been issued: the next one for the same identifiers is a renewal, and failures of their validation
+// are not consecutive any more.
+func (l *Ledger) Issued(ctx context.Context, dnsNames []string, addresses []netip.Addr) error {
+	return l.issued(ctx, dnsNames, addresses, time.Now(), true)
+}
+
+// Recall records that a certificate was issued at an earlier time, by what is known from elsewhere. A later one that is known stays.
+func (l *Ledger) Recall(ctx context.Context, dnsNames []string, addresses []netip.Addr, at time.Time) error {
+	return l.issued(ctx, dnsNames, addresses, at, false)
+}
+
+// sameIssue is how much later a certificate has to be for the time of the last one to be stored anew.
+const sameIssue = 24 * time.Hour
+
+func (l *Ledger) issued(ctx context.Context, dnsNames []string, addresses []netip.Addr, at time.Time, success bool) error {
 	r := l.rules.Load()
 	if r == nil {
 		return nil
 	}
-	touches := func(now int64) []touch { return l.book.issued(r, dnsNames, addresses, now) }
-	if l.book.nothing(touches, at) {
+	touches := func(int64) []touch {
+		var out []touch
+		set := r.setTouch(dnsNames, addresses)
+		if e := l.book.entries[set.key]; r.renewals && (e == nil || at.UnixNano()-e.issued >= int64(sameIssue)) {
+			out = append(out, set)
+		}
+		failures := r.limits[ConsecutiveFailures]
+		for _, name := range identifiers(dnsNames, addresses) {
+			if failures == nil || !success {
+				break
+			}
+			if t := r.touch(failures, name, "", false, false); l.book.entries[t.key] != nil {
+				out = append(out, t)
+			}
+		}
+		return out
+	}
+	l.book.mu.Lock()
+	nothing := len(touches(0)) == 0 || time.Since(at) > renewalWindow
+	l.book.mu.Unlock()
+	if nothing {
 		return nil
 	}
 	return l.book.change(ctx, touches, func(_ int64, of []*touched) error {
 		for _, t := range of {
-			if t.limit.name == ConsecutiveFailures {
+			t.changed = true
+			if t.limit.name == ExactSet {
+				t.issued = at.UnixNano()
+			} else {
 				t.bucket = bucket{}
-				t.changed = t.revision != 0
-			} else if at.UnixNano() > t.issued {
-				t.issued, t.changed = at.UnixNano(), true
 			}
 		}
 		return nil
@@ -133,37 +168,4 @@ func (l *Ledger) touches(r *rules, use issuer.Use, window time.Duration) func(no
 		set := l.book.entries[r.setTouch(use.DNSNames, use.IPAddresses).key]
 		return r.touches(use, set.renewal(now, window))
 	}
-}
-
-// sameIssue is how much later a certificate has to be for the time of the last one to be stored anew.
-const sameIssue = 24 * time.Hour
-
-// issued lists what a certificate that was issued is about; mu is held.
-func (b *Book) issued(r *rules, dnsNames []string, addresses []netip.Addr, now int64) []touch {
-	var out []touch
-	if t := r.setTouch(dnsNames, addresses); r.renewals && t.limit != nil {
-		out = append(out, t)
-	}
-	if l := r.limits[ConsecutiveFailures]; l != nil {
-		for _, name := range identifiers(dnsNames, addresses) {
-			t := r.touch(l, name, "", false, false)
-			if e := b.entries[t.key]; e != nil {
-				out = append(out, t)
-			}
-		}
-	}
-	return out
-}
-
-// nothing reports whether a certificate that was issued changes nothing that has to be stored.
-func (b *Book) nothing(touches func(now int64) []touch, at time.Time) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, t := range touches(at.UnixNano()) {
-		e := b.entries[t.key]
-		if t.limit.name == ConsecutiveFailures || e == nil || at.UnixNano()-e.issued >= int64(sameIssue) {
-			return false
-		}
-	}
-	return true
 }

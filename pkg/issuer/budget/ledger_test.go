@@ -189,7 +189,7 @@ func TestFailedValidationsStopNewOrdersForTheName(t *testing.T) {
 	if got := left(l, ConsecutiveFailures, "bad.example.com"); got != 1152-7 {
 		t.Errorf("%d failures left before the name is paused, want 1145", got)
 	}
-	if err := l.Issued(t.Context(), []string{"bad.example.com"}, nil, time.Now()); err != nil {
+	if err := l.Issued(t.Context(), []string{"bad.example.com"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := left(l, ConsecutiveFailures, "bad.example.com"); got != 1152 {
@@ -221,7 +221,7 @@ func TestRenewalsAreExemptAsAtLetsEncrypt(t *testing.T) {
 			limits := []Limit{{NewOrders, 100, time.Hour}, {RegisteredDomain, 100, time.Hour}, {ExactSet, 100, time.Hour}}
 			l := openBook(t, openStore(t), Options{Issuer: "le", Directory: tt.directory, Limits: limits}).Ledger("le")
 			if tt.issued > 0 {
-				if err := l.Issued(t.Context(), []string{"www.example.com"}, nil, time.Now().Add(-tt.issued)); err != nil {
+				if err := l.Recall(t.Context(), []string{"www.example.com"}, nil, time.Now().Add(-tt.issued)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -380,7 +380,7 @@ func TestFullBucketsAreNotStored(t *testing.T) {
 		for i := range 40 {
 			mustSpend(t, l, order(fmt.Sprintf("www.example%d.com", i)))
 		}
-		if err := l.Issued(t.Context(), []string{"www.example0.com"}, nil, time.Now()); err != nil {
+		if err := l.Issued(t.Context(), []string{"www.example0.com"}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := count(); got != 81 {
@@ -545,7 +545,7 @@ func TestRandomYearsCrossNoLimitOfLetsEncrypt(t *testing.T) {
 				}
 				time.Sleep(time.Duration(r.Int64N(int64(10 * time.Minute)))) //nolint:forbidigo // fake time
 				ca.finalize(time.Now().UnixNano(), names, domains)
-				if err := l.Issued(t.Context(), names, nil, time.Now()); err != nil {
+				if err := l.Issued(t.Context(), names, nil); err != nil {
 					t.Fatal(err)
 				}
 				counts["issued"]++

@@ -59,7 +59,9 @@ func grace(name string) time.Duration {
 }
 
 // wholeCA reports whether all accounts at the CA share the limit; the others are each account's own.
-func wholeCA(name string) bool { return name == RegisteredDomain || name == ExactSet || name == NewAccounts }
+func wholeCA(name string) bool {
+	return name == RegisteredDomain || name == ExactSet || name == NewAccounts
+}
 
 // preset is what is known of a CA.
 type preset struct {

@@ -30,8 +30,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "challenges.dns-01", hint: "use http-01"},
 		{key: "issuers[].preferred_chain"},
 		{key: "issuers[].budget"},
-		{key: "issuers[].maintenance"},
-		{key: "issuers[].status_url"},
 		{key: "issuers[].revocation"},
 		{key: "certificates[].issuers", refuses: hasSeveral, hint: "name one issuer"},
 		{key: "certificates[].challenge", refuses: isLaterChallenge, hint: "use http-01"},

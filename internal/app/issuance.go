@@ -8,6 +8,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
@@ -16,6 +17,8 @@ func (s *server) buildIssuance(cfg *config.Config) (err error) {
 	if s.acme, err = acme.NewMetrics(s.registry); err != nil {
 		return err
 	}
+	s.quiet = maintenance.New(maintenance.Options{Logger: s.log.With("part", "maintenance"), UserAgent: "sds-server/" + s.opts.Version})
+	s.quiet.Set(maintenances(cfg))
 	s.issuance, err = issuer.New(issuer.Options{
 		Store: s.store, Sink: sink{s.rollout}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
 		Observer: s.auditIssuance,

@@ -21,7 +21,9 @@ const longWindow = 7 * 24 * time.Hour
 func (c *Config) Warnings(now time.Time) Problems { return c.warnings(now, "") }
 
 // IssuerWarnings returns the Warnings that concern one issuer and what is ordered there.
-func (c *Config) IssuerWarnings(issuer string, now time.Time) Problems { return c.warnings(now, issuer) }
+func (c *Config) IssuerWarnings(issuer string, now time.Time) Problems {
+	return c.warnings(now, issuer)
+}
 
 // warner collects them; only is the issuer that they have to concern, or "".
 type warner struct {

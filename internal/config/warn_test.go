@@ -75,7 +75,8 @@ func TestWarnings(t *testing.T) {
 		{"the same names in staging", `[{name: le, ca: letsencrypt-staging, accept_tos: true}]`, `[{name: a, dns_names: [a.example.com], issuers: [le]}, {name: b, dns_names: [a.example.com], issuers: [le]}]`, nil},
 		{
 			"the same names at two issuers of one CA", `[{name: le, ca: letsencrypt, accept_tos: true}, {name: two, ca: letsencrypt, accept_tos: true}]`,
-			`[{name: a, dns_names: [a.example.com], issuers: [le]}, {name: b, dns_names: [a.example.com], issuers: [two]}]`, []string{"certificates[1].dns_names: the same names"},
+			`[{name: a, dns_names: [a.example.com], issuers: [le]}, {name: b, dns_names: [a.example.com], issuers: [two]}]`,
+			[]string{"certificates[1].dns_names: the same names"},
 		},
 		{
 			"the same names at two CAs", `[{name: le, ca: letsencrypt, accept_tos: true}, {name: two, ca: zerossl, accept_tos: true}]`,

@@ -8,6 +8,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
@@ -19,6 +20,8 @@ func (s *server) buildIssuance(ctx context.Context, cfg *config.Config) (err err
 	if s.acme, err = acme.NewMetrics(s.registry); err != nil {
 		return err
 	}
+	s.quiet = maintenance.New(maintenance.Options{Logger: s.log.With("part", "maintenance"), UserAgent: "sds-server/" + s.opts.Version})
+	s.quiet.Set(maintenances(cfg))
 	s.issuance, err = issuer.New(issuer.Options{
 		Store: s.store, Sink: sink{s}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
 		Observer: s.auditIssuance,

@@ -24,7 +24,7 @@ func (s *server) buildIssuance(ctx context.Context, cfg *config.Config) (err err
 	s.quiet.Set(maintenances(cfg))
 	s.issuance, err = issuer.New(issuer.Options{
 		Store: s.store, Sink: sink{s}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
-		Observer: s.auditIssuance,
+		Observer: s.auditIssuance, Hold: s.quiet.Hold,
 	})
 	if err != nil {
 		return err
@@ -64,6 +64,7 @@ func (s *server) issuers(cfg *config.Config) (map[string]*acme.Issuer, error) {
 		o := acme.Options{
 			Name: i.Name, Directory: i.Directory, CAFile: i.CAFile, RootsFile: i.RootsFile, RootsUnchecked: i.Roots == "unchecked",
 			Email: i.Email, AcceptTOS: i.AcceptTOS, Profile: i.Profile, Store: s.store, Responder: s.responder, Metrics: s.acme,
+			Budget: s.budget.Ledger(i.Name),
 			Logger: s.log.With("part", "acme"), UserAgent: "sds-server/" + s.opts.Version,
 		}
 		if i.EAB != nil {

@@ -33,7 +33,7 @@ const (
 	controlShape = `{"id":4,"state":"` + rolloutStates + `","reason":"","already":false,"change":[` + changeShape + `],"groups":[""],"held":[""]}`
 	holdShape    = `{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":"","rollouts":[4],"groups":[""],"already":false}`
 	secretShape  = `{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","versions":[{"version":"",
-		"state":"current|previous|held|backup","created":"","issuer":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
+		"state":"current|previous|held|backup","created":"","issuer":"","profile":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
 		"chain_pem":"","groups":[""],"ip_addresses":[""]}]}`
 	snapshotShape = `{"number":9,"parent":8,"reason":"","created":"","secrets":[{"name":"","version":""}]}`
 	verifyShape   = `{"served":true,"groups":[{"name":"","configured":true,"ok":1,"failed":0,"skipped":[""]}],"handshakes":[{"group":"","address":"","node":"",

@@ -8,6 +8,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
@@ -19,9 +20,11 @@ func (s *server) buildIssuance(ctx context.Context, cfg *config.Config) (err err
 	if s.acme, err = acme.NewMetrics(s.registry); err != nil {
 		return err
 	}
+	s.quiet = maintenance.New(maintenance.Options{Logger: s.log.With("part", "maintenance"), UserAgent: "sds-server/" + s.opts.Version})
+	s.quiet.Set(maintenances(cfg))
 	s.issuance, err = issuer.New(issuer.Options{
 		Store: s.store, Sink: sink{s}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
-		Observer: s.auditIssuance,
+		Observer: s.auditIssuance, Hold: s.quiet.Hold,
 	})
 	if err != nil {
 		return err
@@ -61,6 +64,7 @@ func (s *server) issuers(cfg *config.Config) (map[string]*acme.Issuer, error) {
 		o := acme.Options{
 			Name: i.Name, Directory: i.Directory, CAFile: i.CAFile, RootsFile: i.RootsFile, RootsUnchecked: i.Roots == "unchecked",
 			Email: i.Email, AcceptTOS: i.AcceptTOS, Profile: i.Profile, Store: s.store, Responder: s.responder, Metrics: s.acme,
+			Budget: s.budget.Ledger(i.Name),
 			Logger: s.log.With("part", "acme"), UserAgent: "sds-server/" + s.opts.Version,
 		}
 		if i.EAB != nil {
@@ -87,7 +91,7 @@ var _ issuer.Sink = sink{}
 // Accept implements issuer.Sink.
 func (s sink) Accept(ctx context.Context, issued issuer.Issued) (issuer.Accepted, error) {
 	a, err := s.rollout.Accept(ctx, rollout.Proposal{
-		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Reason: "issued by " + issued.Issuer,
+		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Profile: issued.Profile, Reason: "issued by " + issued.Issuer,
 		Conditions: issued.Conditions, Operations: issued.Operations,
 	})
 	if err != nil {

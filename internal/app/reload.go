@@ -45,6 +45,7 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 		return err
 	}
 	s.setIssuers(cas)
+	s.quiet.Set(maintenances(cfg))
 	s.issuance.SetCertificates(certificates(cfg))
 	s.sources.Set(sources(cfg))
 	s.enforce(cfg)
@@ -66,8 +67,11 @@ func keepRestart(running, loaded *config.Config) (*config.Config, []string) {
 func (s *server) enforce(cfg *config.Config) {
 	live := &admin.Live{Groups: liveGroups(cfg, edgePolicy(cfg))}
 	for _, c := range cfg.Certificates {
-		live.Certificates = append(live.Certificates, admin.Certificate{Name: c.Name, DNSNames: slices.Clone(c.DNSNames)})
+		live.Certificates = append(live.Certificates, admin.Certificate{
+			Name: c.Name, DNSNames: slices.Clone(c.DNSNames), Issuers: slices.Clone(c.Issuers), Profile: c.Profile,
+		})
 	}
+	live.Issuers = s.liveIssuers(cfg)
 	live.Managed = secretNames(cfg)
 	if c := cfg.Challenges.HTTP01; c != nil {
 		live.Challenge = c.Address

@@ -29,8 +29,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "challenges.tls-alpn-01", hint: "use http-01"},
 		{key: "challenges.dns-01", hint: "use http-01"},
 		{key: "issuers[].preferred_chain"},
-		{key: "issuers[].maintenance"},
-		{key: "issuers[].status_url"},
 		{key: "issuers[].revocation"},
 		{key: "certificates[].issuers", refuses: hasSeveral, hint: "name one issuer"},
 		{key: "certificates[].challenge", refuses: isLaterChallenge, hint: "use http-01"},

@@ -87,7 +87,7 @@ var _ issuer.Sink = sink{}
 // Accept implements issuer.Sink.
 func (s sink) Accept(ctx context.Context, issued issuer.Issued) (issuer.Accepted, error) {
 	a, err := s.rollout.Accept(ctx, rollout.Proposal{
-		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Reason: "issued by " + issued.Issuer,
+		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Profile: issued.Profile, Reason: "issued by " + issued.Issuer,
 		Conditions: issued.Conditions, Operations: issued.Operations,
 	})
 	if err != nil {

@@ -323,6 +323,8 @@ type Endpoint struct {
 	Node    string `mapstructure:"node"`
 	// ServerNames are asked for at this address; default those of Verify.
 	ServerNames []string `mapstructure:"server_names"`
+	// Secrets are the names of the secrets that are served at this address; default all that the node subscribes to.
+	Secrets []string `mapstructure:"secrets"`
 }
 
 // Rollout says how changes move through the groups.

@@ -191,6 +191,7 @@ type task struct {
 	cut        bool // ended from outside: no failure
 	took       time.Duration
 	failure    *Error
+	profile    *string // that the certificate was ordered with; nil: not told
 	accepted   Accepted
 	err        error
 }
@@ -244,7 +245,7 @@ func (t *task) renew(ctx context.Context) (err error) {
 	value := encodeState(&next)
 	key := StateKey(t.cert.Name)
 	accepted, err := t.loop.options.Sink.Accept(ctx, Issued{
-		Secret: s, Issuer: t.cert.Issuer,
+		Secret: s, Issuer: t.cert.Issuer, Profile: t.profile,
 		Conditions: []store.Condition{{Key: key, Revision: t.revision}},
 		Operations: []store.Operation{store.Put(key, value), store.Delete(OrderKey(t.cert.Name))},
 	})
@@ -265,6 +266,7 @@ func (t *task) obtain(ctx context.Context) (*secret.Secret, error) {
 	return t.issuer.Obtain(ctx, Request{
 		Secret: t.cert.Name, DNSNames: t.cert.DNSNames, IPAddresses: t.cert.IPAddresses,
 		KeyType: t.cert.KeyType, Profile: t.cert.Profile, Progress: t.job.setStep,
+		Profiled: func(profile string) { t.profile = &profile },
 	})
 }
 

@@ -103,6 +103,13 @@ func (m *reference) enter(r *refRollout, w *refWave) bool {
 		return ended
 	}
 	m.couple(r)
+	for _, c := range r.live() { // what has expired while it waited goes nowhere
+		c.left = c.to != "" && m.meta(c.secret, c.to).Ended(m.now)
+	}
+	if len(r.live()) == 0 {
+		m.end(r, RolledBack)
+		return true
+	}
 	return m.switchTo(r, w)
 }
 

@@ -159,6 +159,9 @@ func (i *Issuer) Obtain(ctx context.Context, request issuer.Request) (*secret.Se
 	if request.Progress == nil {
 		request.Progress = func(issuer.Step) {}
 	}
+	if request.Profiled == nil {
+		request.Profiled = func(string) {}
+	}
 	inner, cancel := context.WithTimeout(ctx, i.options.OrderTimeout)
 	defer cancel()
 	s, err := i.obtain(inner, request)

@@ -66,6 +66,7 @@ func (i *Issuer) drive(ctx context.Context, request issuer.Request, o *order, st
 			}
 		}
 		if d.state.Status == legoacme.StatusValid {
+			d.request.Profiled(o.Profile)
 			return d.download(ctx)
 		}
 		if err := d.step(ctx); err != nil {

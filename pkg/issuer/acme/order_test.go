@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -251,9 +252,15 @@ func TestOrderForAnotherConfigurationIsDropped(t *testing.T) {
 			f.changeOrder(func(o *order) { o.Step = tt.step })
 			r := request("a.example")
 			tt.change(&r)
+			ordered := ""
+			r.Profiled = func(name string) { ordered = name }
 			second := f.obtain(f.issuer(nil), r)
-			if kept := first.Serial() == second.Serial(); kept != tt.kept {
+			kept := first.Serial() == second.Serial()
+			if kept != tt.kept {
 				t.Errorf("got the order kept %t, want %t", kept, tt.kept)
+			}
+			if want := cmp.Or(r.Profile, profile); !kept && ordered != want || kept && ordered != profile {
+				t.Errorf("told that it was ordered with profile %q; kept %t", ordered, kept)
 			}
 		})
 	}

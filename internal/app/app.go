@@ -26,6 +26,7 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
@@ -60,6 +61,7 @@ type server struct {
 	rollout    *rollout.Controller
 	responder  *acme.Responder
 	acme       *acme.Metrics
+	budget     *budget.Book
 	cas        map[string]*acme.Issuer // in force; apply alone changes it, one at a time
 	issuance   *issuer.Loop
 	quiet      *maintenance.Monitor // when CAs are left alone
@@ -183,7 +185,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 		return err
 	}
 	s.sources.Load(ctx)
-	if err := s.buildIssuance(cfg); err != nil {
+	if err := s.buildIssuance(ctx, cfg); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/config"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/sds"
 )
 
@@ -23,6 +24,10 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	if err != nil {
 		return err
 	}
+	limits := budgets(cfg)
+	if err := budget.Check(limits); err != nil {
+		return err
+	}
 	policy, err := rolloutPolicy(cfg)
 	if err != nil {
 		return err
@@ -35,6 +40,9 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 		s.edge.SetPolicy(edgePolicy(running))
 		s.outside.set(running, s.command(running))
 		return fmt.Errorf("rollout: %w", err)
+	}
+	if err := s.budget.Set(limits); err != nil { // it was checked
+		return err
 	}
 	s.setIssuers(cas)
 	s.quiet.Set(maintenances(cfg))

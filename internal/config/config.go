@@ -225,6 +225,7 @@ type Budget struct {
 
 // Limit is one token bucket.
 type Limit struct {
+	// Name is one of budget.Names.
 	Name string `mapstructure:"name"`
 	// Burst is the capacity, 1 or more.
 	Burst int `mapstructure:"burst"`

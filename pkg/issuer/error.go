@@ -37,6 +37,10 @@ type Error struct {
 	Issuer string
 	// Identifier is the DNS name or IP address at fault; several are separated by ", "; empty if it is none in particular.
 	Identifier string
+	// Limit is, with KindBudget, the name of the limit that has no room, and Identifier what it counts for: a registered domain, an
+	// exact set, a name, or empty for the whole account. What was refused for the same limit and identifier waits together: when there
+	// is room again, only the most urgent one asks.
+	Limit string
 	// Message says what went wrong, Hint what to do about it; Hint may be empty.
 	Message string
 	Hint    string

@@ -1,15 +1,12 @@
 package issuer
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +25,8 @@ const (
 var (
 	// ErrUnknown is the answer to a renewal of a certificate that is not configured, or no more.
 	ErrUnknown = errors.New("no such certificate is configured")
+	// ErrUnknownIssuer is the answer to a renewal at an issuer that is not configured.
+	ErrUnknownIssuer = errors.New("no such issuer is configured")
 	// ErrStopped is the answer to a renewal when the loop has ended before it.
 	ErrStopped = errors.New("the issuance loop has stopped")
 
@@ -45,8 +44,12 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics. Required.
 	Registerer prometheus.Registerer
-	// Workers is how many certificates are ordered at once; default 4.
+	// Workers is how many certificates are ordered at once at each issuer, so that one that hangs delays no other; default 4.
 	Workers int
+	// Hold says why ordinary renewals at an issuer wait now, such as its maintenance, and until when; "" if they do not. What is
+	// urgent, or asked for by force, does not wait. It is asked at each look, at least every 30 s, and must not block. Default:
+	// never.
+	Hold func(issuer string, now time.Time) (reason string, until time.Time)
 	// Observer is told how each order ended, from several goroutines; it must not block for long. Default: nobody.
 	Observer func(ctx context.Context, o Outcome)
 	// Random returns numbers in [0,1) for jitter, from several goroutines; default rand.Float64.
@@ -63,28 +66,11 @@ type Loop struct {
 
 	mu sync.Mutex
 	// All of these are guarded by mu.
-	issuers map[string]Issuer
-	health  map[string]health // by issuer, what its last order showed; also of issuers that are not configured any more
-	entries map[string]*entry
-	queue   queue
-	running int
-	stopped bool
-}
-
-// entry is one configured certificate.
-type entry struct {
-	cert     Certificate
-	state    State
-	revision int64 // of the state in the store
-	loaded   bool  // the state was read since the certificate was configured
-	// unfinished reports whether an order for it is in the store.
-	unfinished bool
-	due        time.Time
-	position   int  // in the queue; -1 outside of it
-	job        *job // nil unless an order waits for a worker or is under way
-	// removed is set while the order of a certificate that is not configured any more is still ending, so that the name cannot be
-	// ordered a second time beside it.
-	removed bool
+	lanes    map[string]*lane // by issuer, also of issuers that are not configured while something waits for them
+	entries  map[string]*entry
+	clock    queue[*entry] // what waits for its time
+	recalled bool          // the breakers were set by what the store tells of the time before
+	stopped  bool
 }
 
 // New makes a Loop without certificates.
@@ -100,8 +86,11 @@ func New(o Options) (*Loop, error) {
 		return nil, err
 	}
 	return &Loop{
-		options: o, metrics: m, wake: make(chan struct{}, 1),
-		issuers: make(map[string]Issuer), health: make(map[string]health), entries: make(map[string]*entry),
+		options: o, metrics: m, wake: make(chan struct{}, 1), lanes: make(map[string]*lane), entries: make(map[string]*entry),
+		clock: queue[*entry]{
+			before: func(a, b *entry) bool { return a.wake.Before(b.wake) },
+			place:  func(e *entry) *int { return &e.clockPlace },
+		},
 	}, nil
 }
 
@@ -123,7 +112,8 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.options.Logger.ErrorContext(ctx, "state of certificates not read", "err", err)
 			wait = reloadAfter
 		}
-		wait = min(wait, l.startDue(jobs, now()))
+		at := now()
+		wait = min(wait, l.look(jobs, at, l.holds(at)))
 		l.metrics.heartbeat.SetToCurrentTime()
 		timer.Reset(wait)
 		select {
@@ -172,27 +162,40 @@ func (l *Loop) poke() {
 func (l *Loop) SetIssuers(issuers map[string]Issuer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for name := range l.issuers {
-		if issuers[name] == nil {
+	changed := make(map[string]bool)
+	for name, n := range l.lanes {
+		if n.issuer != nil && issuers[name] == nil {
 			l.metrics.forgetIssuer(name)
-			delete(l.health, name)
+			n.issuer, n.health, changed[name] = nil, health{}, true
 		}
 	}
-	for name := range issuers {
-		if l.issuers[name] == nil {
-			l.metrics.setUp(name, !l.health[name].down)
+	for name, issuer := range issuers {
+		n := l.lane(name)
+		if n.issuer == issuer {
+			continue
 		}
+		if n.issuer == nil {
+			l.metrics.setUp(name, !n.health.down)
+		}
+		n.issuer, changed[name] = issuer, true
+		n.breaker.close()
+		l.openGates(n, now())
 	}
 	for _, e := range l.entries {
-		f, name := e.state.Failure, e.cert.Issuer
-		if e.loaded && f != nil && f.Kind != KindRateLimited && issuers[name] != nil && issuers[name] != l.issuers[name] {
+		if !e.loaded {
+			continue
+		}
+		if changed[e.state.Issuer] {
+			l.planAsk(e)
+		}
+		name := e.issuer()
+		if f := e.state.Failure; changed[name] && issuers[name] != nil && f != nil && f.Kind != KindRateLimited {
 			again := *f
 			again.NotBeforeTry = time.Time{}
 			e.state.Failure = &again
 			l.schedule(e)
 		}
 	}
-	l.issuers = maps.Clone(issuers)
 	l.poke()
 }
 
@@ -206,16 +209,20 @@ func (l *Loop) SetCertificates(certificates []Certificate) {
 		keep[c.Name] = true
 		e := l.entries[c.Name]
 		if e == nil {
-			l.entries[c.Name] = &entry{cert: c, position: -1}
+			l.entries[c.Name] = &entry{cert: c, want: wanted(&c)}
 			continue
 		}
 		if reflect.DeepEqual(e.cert, c) && !e.removed {
 			continue
 		}
-		if e.job != nil && (wanted(&e.cert) != wanted(&c) || e.cert.Profile != c.Profile) {
+		want := wanted(&c)
+		if e.job != nil && (e.want != want || e.cert.Profile != c.Profile) {
 			e.job.cut(errReconfigured)
 		}
-		e.cert, e.removed = c, false
+		if e.want != want {
+			e.wish.Issuer = "" // another issuer was asked for because of what was configured then
+		}
+		e.cert, e.want, e.removed = c, want, false
 		if e.loaded {
 			l.schedule(e)
 		}
@@ -230,8 +237,9 @@ func (l *Loop) SetCertificates(certificates []Certificate) {
 
 // remove forgets a certificate; mu is held.
 func (l *Loop) remove(e *entry) {
-	if e.position >= 0 {
-		heap.Remove(&l.queue, e.position)
+	l.unplace(e)
+	if e.asks != nil {
+		e.asks.remove(e)
 	}
 	l.metrics.forgetCertificate(e.cert.Name)
 	switch {
@@ -244,138 +252,4 @@ func (l *Loop) remove(e *entry) {
 		delete(l.entries, e.cert.Name)
 		e.job.finish(Accepted{}, fmt.Errorf("certificate %q: %w", e.cert.Name, ErrUnknown))
 	}
-}
-
-// load reads the state of certificates that were configured since the last look, in one request.
-func (l *Loop) load(ctx context.Context) error {
-	if !l.unloaded() {
-		return nil
-	}
-	entries, _, err := l.options.Store.List(ctx, StateKey("")) // the key of an empty name is the common prefix
-	if err != nil {
-		return err
-	}
-	orders, _, err := l.options.Store.List(ctx, OrderKey(""))
-	if err != nil {
-		return err
-	}
-	found := make(map[string]store.Entry, len(entries)+len(orders))
-	for _, e := range slices.Concat(entries, orders) {
-		found[e.Key] = e
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, e := range l.entries {
-		if e.loaded || e.job != nil && e.job.started {
-			continue
-		}
-		stored, ok := found[StateKey(e.cert.Name)]
-		e.state, e.revision = State{}, 0
-		if ok {
-			e.revision = stored.Revision
-			if e.state, err = decodeState(stored); err != nil {
-				// Ordering it anew repairs it, while an error would stop every certificate.
-				l.options.Logger.ErrorContext(ctx, "state of a certificate not understood: it is ordered anew", "secret", e.cert.Name, "err", err)
-			}
-		}
-		e.loaded = true
-		l.recall(e)
-		_, e.unfinished = found[OrderKey(e.cert.Name)]
-		if due := e.next(); e.job != nil && !e.job.force && due.After(now()) {
-			e.job.finish(Accepted{}, &NotDueError{Name: e.cert.Name, Until: due})
-			e.job = nil
-		}
-		l.schedule(e)
-	}
-	return nil
-}
-
-func (l *Loop) unloaded() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, e := range l.entries {
-		if !e.loaded && (e.job == nil || !e.job.started) {
-			return true
-		}
-	}
-	return false
-}
-
-// next returns when the certificate is to be ordered: when it is due, or, where an order for it is under way (a crash cut it off, or a try
-// failed half way), as soon as its back-off allows, so that the order is not left to die at the CA.
-func (e *entry) next() time.Time {
-	due := e.state.due(&e.cert)
-	if !e.unfinished {
-		return due
-	}
-	if retry := e.state.retry(&e.cert); retry.Before(due) {
-		return retry
-	}
-	return due
-}
-
-// schedule puts a loaded certificate at its place in the queue; mu is held. One whose order is under way comes back by itself.
-func (l *Loop) schedule(e *entry) {
-	e.due = e.next()
-	if e.removed {
-		return
-	}
-	if e.job != nil {
-		if e.job.started {
-			l.metrics.certificate(e)
-			return
-		}
-		e.due = time.Time{} // asked for by Renew
-	}
-	if e.position < 0 {
-		heap.Push(&l.queue, e)
-	} else {
-		heap.Fix(&l.queue, e.position)
-	}
-	l.metrics.certificate(e)
-}
-
-// startDue gives what is due to free workers, the longest due first, and returns the time until the next one is due.
-func (l *Loop) startDue(ctx context.Context, at time.Time) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for len(l.queue) > 0 {
-		e := l.queue[0]
-		if wait := e.due.Sub(at); wait > 0 {
-			return wait
-		}
-		if l.running == l.options.Workers {
-			break // a worker that ends pokes
-		}
-		heap.Pop(&l.queue)
-		l.start(ctx, e)
-	}
-	return heartbeat
-}
-
-// queue is a heap of certificates, the first due on top.
-type queue []*entry
-
-func (q queue) Len() int           { return len(q) }
-func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].position, q[j].position = i, j
-}
-
-// Push is for container/heap.
-func (q *queue) Push(x any) {
-	e := x.(*entry) // nothing else is pushed
-	e.position = len(*q)
-	*q = append(*q, e)
-}
-
-// Pop is for container/heap.
-func (q *queue) Pop() any {
-	last := len(*q) - 1
-	e := (*q)[last]
-	(*q)[last] = nil
-	*q = (*q)[:last]
-	e.position = -1
-	return e
 }

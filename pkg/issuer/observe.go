@@ -23,13 +23,14 @@ type Outcome struct {
 	Failure *Error
 }
 
-// observeEnd tells the observer how an order ended. One that was cut from outside has not ended.
+// observeEnd tells the observer how an order ended. One that was cut from outside has not ended, and
+// one that the budget refused has not begun.
 func (t *task) observeEnd(ctx context.Context, renewed bool) {
 	observer := t.loop.options.Observer
-	if observer == nil || t.cut {
+	if observer == nil || t.cut || t.refused != nil {
 		return
 	}
-	o := Outcome{Secret: t.cert.Name, Issuer: t.cert.Issuer, Renewed: renewed, Failure: t.failure}
+	o := Outcome{Secret: t.cert.Name, Issuer: t.name, Renewed: renewed, Failure: t.failure}
 	if t.failure == nil {
 		o.Version, o.Serial, o.NotAfter = t.accepted.Version, t.state.Serial, t.state.NotAfter
 	} else if f := t.state.Failure; f != nil {

@@ -29,6 +29,10 @@ type State struct {
 	NextRenewal time.Time `json:"next_renewal,omitzero"`
 	// RenewBefore is what NextRenewal was drawn with.
 	RenewBefore RenewBefore `json:"renew_before,omitzero"`
+	// Advice is what the CA suggests for that version.
+	Advice Advice `json:"advice,omitzero"`
+	// Hastened counts the versions in a row that were issued because the CA suggested to replace the one before early; see Advice.
+	Hastened int `json:"hastened,omitempty"`
 	// Failure is nil unless the last try failed.
 	Failure *Failure `json:"failure,omitempty"`
 }
@@ -51,30 +55,42 @@ type Failure struct {
 func (s *State) issued() bool { return !s.NotAfter.IsZero() }
 
 // due returns when the certificate is to be ordered: at its renewal, or at once when it fits the configuration no more, and not
-// before the back-off of a failure with the same configuration.
-func (s *State) due(c *Certificate) time.Time {
-	want := wanted(c)
-	var at time.Time
-	if s.issued() && s.Wanted == want {
-		at = s.NextRenewal
-		if c.RenewBefore != s.RenewBefore { // changed since the instant was drawn
-			if earlier := NextRenewal(s.NotBefore, s.NotBefore, s.NotAfter, c.RenewBefore, zero); earlier.Before(at) {
-				at = earlier
-			}
+// before the back-off of a failure with the same configuration. want is the digest of c.
+func (s *State) due(c *Certificate, want string) time.Time {
+	if retry := s.retry(want); !retry.IsZero() { // also of a forced renewal: what was asked for is tried until it is there
+		return retry
+	}
+	if !s.issued() || s.Wanted != want {
+		return time.Time{}
+	}
+	return s.renewal(c)
+}
+
+// renewal returns when a version that fits the configuration is renewed: when the CA suggests, otherwise at the instant that was
+// drawn by the rule of NextRenewal; earlier where renew_before says so, and at the latest when the last part of its life begins.
+func (s *State) renewal(c *Certificate) time.Time {
+	at := s.NextRenewal
+	drawn := NextRenewal(s.NotBefore, s.NotBefore, s.NotAfter, s.RenewBefore, zero).Sub(at) // how much earlier, at random
+	drawn = min(max(drawn, 0), time.Duration(spread*float64(s.life())))
+	if c.RenewBefore != s.RenewBefore { // changed since the instant was drawn
+		at = earlier(at, NextRenewal(s.NotBefore, s.NotBefore, s.NotAfter, c.RenewBefore, zero))
+	}
+	if suggested := s.Advice.At; !suggested.IsZero() {
+		at = suggested
+		if left := c.RenewBefore.left(s.life()); left > 0 {
+			left = min(left, time.Duration(mostLeft*float64(s.life())))
+			at = earlier(at, latest(s.NotAfter.Add(-left-drawn), s.LastRenewal))
 		}
 	}
-	if s.Failure != nil && s.Failure.Tried == want { // also one of a forced renewal: what was asked for is tried until it is there
-		at = s.Failure.NotBeforeTry
-	}
-	return at
+	return earlier(at, latest(s.line(), s.LastRenewal))
 }
 
 // zero is the random number that gives the latest renewal.
 func zero() float64 { return 0 }
 
 // retry returns when the back-off of the last failure ends; zero if there is none.
-func (s *State) retry(c *Certificate) time.Time {
-	if s.Failure == nil || s.Failure.Tried != wanted(c) {
+func (s *State) retry(want string) time.Time {
+	if s.Failure == nil || s.Failure.Tried != want {
 		return time.Time{}
 	}
 	return s.Failure.NotBeforeTry
@@ -82,28 +98,29 @@ func (s *State) retry(c *Certificate) time.Time {
 
 // renewed returns the state after a new version. A version that would be due at once (a CA may date it far back, or have issued
 // it long before it was fetched) counts its life from now, because renewing it again would not help.
-func renewed(c *Certificate, s *secret.Secret, now time.Time, random func() float64) State {
-	next := NextRenewal(now, s.NotBefore(), s.NotAfter(), c.RenewBefore, random)
-	if !next.After(now) {
-		next = NextRenewal(now, now, s.NotAfter(), c.RenewBefore, random)
+func (t *task) renewed(s *secret.Secret, at time.Time) State {
+	random := t.loop.options.Random
+	next := NextRenewal(at, s.NotBefore(), s.NotAfter(), t.cert.RenewBefore, random)
+	if !next.After(at) {
+		next = NextRenewal(at, at, s.NotAfter(), t.cert.RenewBefore, random)
 	}
 	return State{
-		NotBefore: s.NotBefore(), NotAfter: s.NotAfter(), Serial: s.Serial(), Issuer: c.Issuer, Wanted: wanted(c),
-		LastRenewal: now.UTC(), NextRenewal: next.UTC(), RenewBefore: c.RenewBefore,
+		NotBefore: s.NotBefore(), NotAfter: s.NotAfter(), Serial: s.Serial(), Issuer: t.name, Wanted: t.want,
+		LastRenewal: at.UTC(), NextRenewal: next.UTC(), RenewBefore: t.cert.RenewBefore,
+		Advice: Advice{ID: s.RenewalInfoID()}, Hastened: t.state.hastened(at),
 	}
 }
 
 // failed returns the state after a failure.
-func (s *State) failed(c *Certificate, err *Error, now time.Time, random func() float64) State {
+func (s *State) failed(want string, err *Error, at time.Time, random func() float64) State {
 	next := *s
 	attempts := 1
-	want := wanted(c)
 	if s.Failure != nil && s.Failure.Tried == want {
 		attempts += s.Failure.Attempts
 	}
 	next.Failure = &Failure{
-		Kind: err.Kind, Message: err.Error(), Hint: err.Hint, At: now.UTC(), Attempts: attempts, Tried: want,
-		NotBeforeTry: now.Add(Backoff(attempts, now, s.NotBefore, s.NotAfter, err, random)).UTC(),
+		Kind: err.Kind, Message: err.Error(), Hint: err.Hint, At: at.UTC(), Attempts: attempts, Tried: want,
+		NotBeforeTry: at.Add(Backoff(attempts, at, s.NotBefore, s.NotAfter, err, random)).UTC(),
 	}
 	return next
 }

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/base64"
 	"slices"
 	"strings"
 )
@@ -118,4 +119,19 @@ func hasExtension(c *x509.Certificate, oid asn1.ObjectIdentifier) bool {
 		}
 	}
 	return false
+}
+
+// RenewalInfoID returns the identifier by which the CA is asked when to renew a TLS certificate (RFC 9773, Section 4.1): the key
+// identifier of the leaf's authorityKeyIdentifier, a dot, and its serial number in DER, both in base64url without padding. It is
+// empty where the leaf names no such key, and for the other kinds.
+func (s *Secret) RenewalInfoID() string {
+	leaf := s.Leaf()
+	if leaf == nil || len(leaf.AuthorityKeyId) == 0 {
+		return ""
+	}
+	serial := leaf.SerialNumber.Bytes() // parsed certificates have no negative ones
+	if len(serial) == 0 || serial[0] >= 0x80 {
+		serial = append([]byte{0}, serial...) // DER's sign
+	}
+	return base64.RawURLEncoding.EncodeToString(leaf.AuthorityKeyId) + "." + base64.RawURLEncoding.EncodeToString(serial)
 }

@@ -30,6 +30,9 @@ const (
 	endpointChallenge     endpoint = "challenge"
 	endpointFinalize      endpoint = "finalize"
 	endpointCertificate   endpoint = "certificate"
+	endpointAccount       endpoint = "account"
+	endpointOrders        endpoint = "orders"
+	endpointRenewalInfo   endpoint = "renewal_info"
 )
 
 // Metrics counts the requests to CAs; all issuers of a process share one.

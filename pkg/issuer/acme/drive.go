@@ -93,7 +93,9 @@ func (d *driver) step(ctx context.Context) error {
 		return d.finalize(ctx)
 	case legoacme.StatusProcessing:
 	case legoacme.StatusInvalid:
-		return d.dead(ctx, d.reason(ctx))
+		e, failed := d.reason(ctx)
+		d.countFailures(ctx, failed)
+		return d.dead(ctx, e)
 	default:
 		return d.refuse(ctx, &issuer.Error{
 			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: fmt.Sprintf("order: its status is %q", printable(d.state.Status)),
@@ -167,6 +169,9 @@ func (d *driver) finalize(ctx context.Context) error {
 		return withStatus(got.Status, err)
 	})
 	if err != nil {
+		if d.order.Counted != nil {
+			d.limited(ctx, d.order.use(issuer.UseOrder, *d.order.Counted), err)
+		}
 		return d.afterFinalize(ctx, d.classify(ctx, "finalize", err))
 	}
 	if retryAfter > 0 {

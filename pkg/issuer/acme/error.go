@@ -22,7 +22,9 @@ const problemPrefix = "urn:ietf:params:acme:error:"
 // Error types of RFC 8555, Section 6.7, on which this package acts.
 const (
 	problemAccountDoesNotExist = problemPrefix + "accountDoesNotExist"
+	problemAlreadyReplaced     = problemPrefix + "alreadyReplaced"
 	problemBadNonce            = problemPrefix + "badNonce"
+	problemMalformed           = problemPrefix + "malformed"
 	problemOrderNotReady       = problemPrefix + "orderNotReady"
 	problemRateLimited         = problemPrefix + "rateLimited"
 	problemServerInternal      = problemPrefix + "serverInternal"
@@ -122,6 +124,17 @@ func kindOf(p *legoacme.ProblemDetails) (issuer.Kind, string) {
 		return issuer.KindTemporary, hintUnreachable
 	}
 	return issuer.KindRejected, problemHints[problemName(p.Type)]
+}
+
+// kindOfValidation maps the problem of an authorization: unlike elsewhere, a refusal says that the CA did not find what it was told to
+// look for. What the CA will not issue for whatever it finds is another CA's chance.
+func kindOfValidation(p *legoacme.ProblemDetails) (issuer.Kind, string) {
+	kind, hint := kindOf(p)
+	switch {
+	case kind != issuer.KindRejected, p.Type == problemPrefix+"caa", p.Type == problemPrefix+"rejectedIdentifier":
+		return kind, hint
+	}
+	return issuer.KindValidation, hint
 }
 
 // describe writes a problem for a person: what the CA said, and its type.

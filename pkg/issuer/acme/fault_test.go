@@ -341,7 +341,7 @@ func TestInvalidOrderNamesIdentifierAndReason(t *testing.T) {
 	other := &Responder{} // nobody routes the challenge to the responder that has the tokens
 	i := f.issuer(func(o *Options) { o.Responder = other })
 	_, err := i.Obtain(f.Ready(), request("a.example", "b.example"))
-	e := wantKind(t, err, issuer.KindRejected, "unauthorized", "could not validate")
+	e := wantKind(t, err, issuer.KindValidation, "unauthorized", "could not validate")
 	if e.Identifier != "a.example" && e.Identifier != "b.example" && len(strings.Split(e.Identifier, ", ")) != 2 {
 		t.Errorf("got identifier %q", e.Identifier)
 	}
@@ -368,7 +368,7 @@ func TestNothingListensOnPort80(t *testing.T) {
 		o.Name, o.Directory, o.CAFile, o.RootsFile = "deaf", deaf.Directory, deaf.CAFile, deaf.RootsFile
 	})
 	_, err := i.Obtain(f.Ready(), request("a.example"))
-	if e := wantKind(t, err, issuer.KindRejected, "a.example", "connection"); !strings.Contains(e.Hint, "port 80") {
+	if e := wantKind(t, err, issuer.KindValidation, "a.example", "connection"); !strings.Contains(e.Hint, "port 80") {
 		t.Errorf("got hint %q, want it to name port 80", e.Hint)
 	}
 }

@@ -12,9 +12,6 @@ import (
 	"time"
 )
 
-// endpointAccount is only asked by Inspect.
-const endpointAccount endpoint = "account"
-
 const (
 	// inspectTimeout bounds one request of an inspection: a person waits for it.
 	inspectTimeout = 10 * time.Second

@@ -19,11 +19,15 @@ import (
 // TestControllerDoesWhatTheReferenceDoes runs random histories and compares after each step what is served everywhere, the rollouts and the holds.
 func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
 	var sum tally
+	var all claimed
+	all.in(t, 1, 2, 3, 4, 5, 6, 8, 9, 11)
 	t.Cleanup(func() { t.Log(sum.String()) })
 	histories(t, 24, func(t *testing.T, seed uint64) {
 		h := newHistory(t, seed)
 		h.play()
+		h.checkKeys(h.check.claims, "the end")
 		sum.add(h)
+		all.add(h.check.claims)
 	})
 }
 
@@ -174,6 +178,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 	}
 	p.Managed = func(name string) bool { return !h.gone[name] }
 	h.rig = newRigOn(t, p, seededStore(seed))
+	h.refersTo = func(name string, v version) bool { return h.fleet.lastGood(name, v) }
 	h.ref = newReference(p)
 	h.prober.blinded = random.IntN(2) == 0
 	h.prober.bad = map[version]string{}
@@ -472,6 +477,7 @@ func (h *history) accept(name string) string {
 	}
 	h.check.accepts(h, p.Secret, life)
 	h.do(func() error { _, err := h.c.Accept(h.ctx(), p); return err }, func() {
+		h.check.newest[name] = v
 		for _, one := range must(h.cache.Versions(h.ctx(), name)) {
 			if one.Version == v {
 				h.ref.accept(one)

@@ -45,7 +45,7 @@ func (m *reference) prune(name string) {
 	}
 	var keep []cache.Meta
 	for i, one := range m.stored[name] {
-		if i < 3 || kept[one.Version] {
+		if i < 3 || kept[one.Version] || m.fleet.lastGood(name, one.Version) {
 			keep = append(keep, one)
 		}
 	}

@@ -38,6 +38,11 @@ test-envoys: tools ## run the integration tests and boot the examples on each ve
 	@go build -o .tools/bin/summary ./internal/testenv/summary
 	@SDS_TEST_NO_RACE=1 .tools/bin/summary -envoys "$(ENVOYS)" -count=1 -timeout 9m -skip '$(NOT_ENVOY)' ./test/integration ./examples/envoy
 
+.PHONY: soak
+soak: export SDS_TEST_GENERATIONS = 10
+soak: tools ## keep a certificate of one minute valid for 10 generations on real Envoys, while 30 % of the CA's answers are failures (6 minutes)
+	go test -race -run '^TestShortLivedCertificateIsKeptValid$$' -v -count=1 -timeout 15m ./test/integration
+
 .PHONY: test-compose
 test-compose: tools ## run docker-compose.yaml and the README's tour on a Docker engine of its own (as root; needs Debian's docker.io)
 	@go build -o .tools/bin/compose ./test/compose

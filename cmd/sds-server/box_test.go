@@ -28,19 +28,20 @@ type box struct {
 
 // settings are what configurations differ in.
 type settings struct {
-	Manual    bool
-	Watch     string   // default 0s
-	Undo      string   // rollout.undo_window
-	Admin     string   // YAML of admin, after its address
-	Groups    []string // default canary and production
-	Issuer    string   // directory URL; default none
-	CAFile    string
-	RootsFile string
-	Certs     []string // names that are issued
-	Dead      string   // a name whose issuer does not answer
-	Verify    string   // YAML of groups[].verify, of each group
-	Secrets   string   // glob of what groups may have; default *
-	Extra     string
+	Manual      bool
+	Watch       string   // default 0s
+	Undo        string   // rollout.undo_window
+	Admin       string   // YAML of admin, after its address
+	Groups      []string // default canary and production
+	Issuer      string   // directory URL; default none
+	CAFile      string
+	RootsFile   string
+	IssuerExtra string   // YAML behind the keys of that issuer
+	Certs       []string // names that are issued
+	Dead        string   // a name whose issuer does not answer
+	Verify      string   // YAML of groups[].verify, of each group
+	Secrets     string   // glob of what groups may have; default *
+	Extra       string
 }
 
 const boxConfig = `data_dir: {{.B.Dir}}/data
@@ -55,7 +56,7 @@ http: {address: "{{.B.HTTP}}"}
 challenges: {http-01: {address: "{{.B.Challenge}}"}}
 issuers:
 {{- if .S.Issuer}}
-  - {name: ca, directory: "{{.S.Issuer}}", ca_file: {{.S.CAFile}}, roots_file: {{.S.RootsFile}}, accept_tos: true, profile: default}
+  - {name: ca, directory: "{{.S.Issuer}}", ca_file: {{.S.CAFile}}, roots_file: {{.S.RootsFile}}, accept_tos: true, profile: default{{.S.IssuerExtra}}}
 {{- end}}
 {{- if .S.Dead}}
   - {name: dead, directory: "https://127.0.0.1:1/dir", accept_tos: true}

@@ -81,6 +81,16 @@ func (c *cli) groupNames() names {
 	})
 }
 
+// issuerNames are the configured issuers.
+func (c *cli) issuerNames() names {
+	return c.statusNames(func(s admin.Status) (out []string) {
+		for _, i := range s.Issuers {
+			out = append(out, i.Name)
+		}
+		return out
+	})
+}
+
 // heldNames are the secrets with held versions.
 func (c *cli) heldNames() names {
 	return c.statusNames(func(s admin.Status) (out []string) {

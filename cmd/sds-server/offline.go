@@ -24,23 +24,6 @@ func (c *cli) version() *cobra.Command {
 	}
 }
 
-func (c *cli) validate() *cobra.Command {
-	return &cobra.Command{
-		Use: "validate", Short: "Check the configuration file without starting anything", GroupID: "server", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			cfg, err := config.Load(c.file)
-			if err != nil {
-				return err
-			}
-			v := map[string]any{"ok": true, "certificates": len(cfg.Certificates), "groups": len(cfg.Groups)}
-			return c.print(v, func(io.Writer) error {
-				return c.printf("%s: ok (%d %s, %d %s)\n", c.file, len(cfg.Certificates), plural(len(cfg.Certificates), "certificate"),
-					len(cfg.Groups), plural(len(cfg.Groups), "group"))
-			})
-		},
-	}
-}
-
 func (c *cli) init() *cobra.Command {
 	var o app.InitOptions
 	cmd := &cobra.Command{

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -67,6 +68,11 @@ func (p *pki) leaf(notAfter time.Time, names ...string) (leafPEM, chainPEM, keyP
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	return p.leafOf(key, notAfter, names...)
+}
+
+// leafOf is leaf with a key that is there already.
+func (p *pki) leafOf(key crypto.Signer, notAfter time.Time, names ...string) (leafPEM, chainPEM, keyPEM []byte, err error) {
 	p.next++
 	cert, err := signed(&x509.Certificate{
 		SerialNumber: big.NewInt(p.next), DNSNames: names, NotBefore: notAfter.Add(-90 * 24 * time.Hour), NotAfter: notAfter,
@@ -84,7 +90,7 @@ func (p *pki) leaf(notAfter time.Time, names ...string) (leafPEM, chainPEM, keyP
 	return leafPEM, append(append([]byte{}, leafPEM...), p.chainPEM...), keyPEM, nil
 }
 
-// writePairs writes good pairs (a1 to a4 for www.example.com, b1 for other.example.com) and bad ones, each NAME.crt and NAME.key, and what they
+// writePairs writes good pairs (a1 to a4 and rsa for www.example.com, b1 for other.example.com) and bad ones, each NAME.crt and NAME.key, and what they
 // verify to as roots.pem.
 func writePairs(parent string) (string, error) {
 	dir := filepath.Join(parent, "pairs")
@@ -116,6 +122,17 @@ func writePairs(parent string) (string, error) {
 			return "", err
 		}
 		otherKey = key
+	}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return "", err
+	}
+	_, rsaChain, rsaPEM, err := p.leafOf(rsaKey, end, "www.example.com")
+	if err != nil {
+		return "", err
+	}
+	if err := write("rsa", rsaChain, rsaPEM); err != nil {
+		return "", err
 	}
 	leaf, chain, key, err := p.leaf(end, "www.example.com")
 	if err != nil {

@@ -16,7 +16,8 @@ func (c *cli) promote() *cobra.Command {
 		Use: "promote --group G", Short: "Let what waits for a group go on", GroupID: "change", Args: cobra.NoArgs,
 		Long: `Lets the rollouts that wait for the group go on, oldest first, earlier waves first; groups of one wave move together. One whose wave has stalled there,
 as no node is left to ACK, goes on as well. With --rollout only that one; a rolled back rollout is begun again, and its manual and soft holds are
-released. With --to the difference to a snapshot is applied.
+released. With --skip-earlier the group's wave goes first: earlier waves that have not begun follow it, and one under way is left as it stands; what nodes
+have refused stays refused. With --to the difference to a snapshot is applied.
 
 Nothing waiting and nothing newer: exit 0, "already there". Nothing waiting although the group is behind (held, taken back): exit 1 with the
 reason.`,
@@ -40,7 +41,9 @@ reason.`,
 	}
 	c.groupFlags(cmd, &req)
 	cmd.Flags().Uint64Var(&req.Rollout, "rollout", 0, "only the rollout with this `id`")
+	cmd.Flags().BoolVar(&req.SkipEarlier, "skip-earlier", false, "do not wait for the waves before the group's")
 	cmd.MarkFlagsMutuallyExclusive("rollout", "to")
+	cmd.MarkFlagsMutuallyExclusive("skip-earlier", "to")
 	return cmd
 }
 

@@ -19,7 +19,7 @@ const (
 		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
 		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
 		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving|verifying|watching|paused"}],
-		"issuers":[{"name":"","up":true,"limits":[{"name":"","available":1,"capacity":1,"full_at":""}]}],
+		"issuers":[{"name":"","up":true,"limits":[{"name":"","available":1,"capacity":1,"full_at":""}],"hold":{"reason":"","until":""}}],
 		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":""}]}`
 	nodesShape = `{"nodes":[{"id":"","group":"","identity":"","transport":"unix|tls|plaintext","protocol":"sotw|delta|ads-sotw|ads-delta","connected":true,"since":"",
 		"snapshot":9,"state":"SYNCED|STALE|NACKED|OFFLINE","secrets":[{"name":"","want":"","sent":{"version":"","at":""},"acked":{"version":"","at":""},
@@ -33,7 +33,7 @@ const (
 	controlShape = `{"id":4,"state":"` + rolloutStates + `","reason":"","already":false,"change":[` + changeShape + `],"groups":[""],"held":[""]}`
 	holdShape    = `{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":"","rollouts":[4],"groups":[""],"already":false}`
 	secretShape  = `{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","versions":[{"version":"",
-		"state":"current|previous|held|backup","created":"","issuer":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
+		"state":"current|previous|held|backup","created":"","issuer":"","profile":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
 		"chain_pem":"","groups":[""],"ip_addresses":[""]}]}`
 	snapshotShape = `{"number":9,"parent":8,"reason":"","created":"","secrets":[{"name":"","version":""}]}`
 	verifyShape   = `{"served":true,"groups":[{"name":"","configured":true,"ok":1,"failed":0,"skipped":[""]}],"handshakes":[{"group":"","address":"","node":"",
@@ -203,7 +203,7 @@ func compareScalar(want, got any, path string) []string {
 		return []string{fmt.Sprintf("%s: got %q, want one of %s", path, text, possible)}
 	case text == "" && key != "reason":
 		return []string{fmt.Sprintf("%s: got an empty text, want null", path)}
-	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "next_rotation", "deadline", "ends", "finished", "full_at"}, key):
+	case slices.Contains([]string{"at", "since", "created", "started", "loaded_at", "not_before", "not_after", "next_renewal", "last_renewal", "next_rotation", "deadline", "ends", "finished", "full_at", "until"}, key):
 		if _, err := time.Parse(time.RFC3339Nano, text); err != nil || !strings.HasSuffix(text, "Z") {
 			return []string{fmt.Sprintf("%s: got %q, want RFC 3339 in UTC", path, text)}
 		}

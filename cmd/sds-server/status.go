@@ -140,7 +140,11 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	for _, h := range s.Held {
 		held.add(h.Secret, short(h.Version), string(h.Kind), ago(now.Sub(h.Since))+" ago", h.Reason)
 	}
-	return writeTables(w, certs, secrets, groups, rollouts, held)
+	issuers := newTable("ISSUER", "STATE")
+	for _, i := range s.Issuers {
+		issuers.add(i.Name, issuerState(i.Up, i.Hold))
+	}
+	return writeTables(w, certs, secrets, groups, rollouts, held, issuers)
 }
 
 // writeTables prints the tables that have rows, with an empty line before each.

@@ -167,6 +167,40 @@ func TestVerifyCommand(t *testing.T) {
 	served(&second)
 }
 
+// One node has two certificates for one name, each on a port of its own: what is expected where has to be said.
+func TestEndpointSaysWhichSecretsAreServedThere(t *testing.T) {
+	t.Parallel()
+	ec, rsa := startListener(t, "a1"), startListener(t, "rsa")
+	b := newBox(t, settings{})
+	endpoints := func(more string) settings {
+		return settings{Verify: fmt.Sprintf(`{endpoints: [{address: "%s", node: n1, secrets: [www-ec]}, {address: "%s", node: n1%s}], roots_file: "%s", timeout: 300ms}`,
+			ec.address, rsa.address, more, filepath.Join(pairs, "roots.pem"))}
+	}
+	p := b.start()
+	ecNode, rsaNode := connect(t, b.SDSSocket(), "n1", "canary", "www-ec"), connect(t, b.SDSSocket(), "n1", "canary", "www-rsa")
+	b.importPair("www-ec", "a1")
+	b.importPair("www-rsa", "rsa")
+	b.eventually(func() error { return errors.Join(ecNode.has("www-ec", ""), rsaNode.has("www-rsa", "")) })
+
+	b.configure(endpoints(""))
+	b.must(p.Signal(syscall.SIGHUP))
+	b.eventually(func() error {
+		// The RSA listener cannot show what the node has elsewhere.
+		if r := b.run("verify"); r.code != 1 || !strings.Contains(r.out, rsa.address) || !strings.Contains(r.out, "www-ec") {
+			return fmt.Errorf("exit %d: %s%s", r.code, r.out, r.errs)
+		}
+		return nil
+	})
+	b.configure(endpoints(", secrets: [www-rsa]"))
+	b.must(p.Signal(syscall.SIGHUP))
+	b.eventually(func() error {
+		if r := b.run("verify"); r.code != 0 || !strings.Contains(r.out, ec.address) || !strings.Contains(r.out, rsa.address) {
+			return fmt.Errorf("exit %d: %s%s", r.code, r.out, r.errs)
+		}
+		return nil
+	})
+}
+
 // version is what the group canary is at.
 func (b *box) version(name string) string {
 	b.Helper()

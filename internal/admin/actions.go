@@ -89,7 +89,11 @@ func (s *Server) promote(r *http.Request) (any, error) {
 		step, err := s.Rollout.PromoteTo(r.Context(), req.Group, req.To, operator(r, req.Reason))
 		return stepped(step), err
 	}
-	p, err := s.Rollout.Promote(r.Context(), req.Group, req.Rollout, operator(r, req.Reason))
+	promote := s.Rollout.Promote
+	if req.SkipEarlier {
+		promote = s.Rollout.PromoteAhead
+	}
+	p, err := promote(r.Context(), req.Group, req.Rollout, operator(r, req.Reason))
 	return Promotion{
 		Group: p.Group, Rollouts: append([]uint64{}, p.Rollouts...), Changes: append([]string{}, p.Changes...),
 		Groups: append([]string{}, p.Groups...), Snapshot: p.Snapshot, Already: p.Already,

@@ -110,9 +110,10 @@ type RolloutState struct {
 
 // IssuerStatus is one configured issuer.
 type IssuerStatus struct {
-	Name   string  `json:"name"`
-	Up     bool    `json:"up"`
-	Limits []Limit `json:"limits"`
+	Name   string      `json:"name"`
+	Up     bool        `json:"up"`
+	Limits []Limit     `json:"limits"`
+	Hold   *IssuerHold `json:"hold"` // why ordinary renewals wait there
 }
 
 // Limit is one budget of an issuer.

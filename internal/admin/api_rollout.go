@@ -104,6 +104,8 @@ type GroupRequest struct {
 	Rollout uint64 `json:"rollout,omitempty"`
 	To      uint64 `json:"to,omitempty"`
 	Reason  string `json:"reason,omitempty"`
+	// SkipEarlier is only for promote.
+	SkipEarlier bool `json:"skip_earlier,omitempty"`
 }
 
 // Promotion is the answer of `promote`.

@@ -31,6 +31,7 @@ type SecretVersion struct {
 	State     string     `json:"state"` // current, previous, held, backup
 	Created   time.Time  `json:"created"`
 	Issuer    *string    `json:"issuer"`
+	Profile   *string    `json:"profile"` // that the issuer was asked for; null where the choice was left to it, or it is not known
 	Serial    *string    `json:"serial"`
 	SHA256    *string    `json:"sha256"`
 	DNSNames  []string   `json:"dns_names"`

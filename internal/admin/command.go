@@ -107,7 +107,7 @@ func (c *command) take(key, text string) {
 func (s *Server) record(r *http.Request, result []slog.Attr, refused string) {
 	c := commandOf(r)
 	c.name = commandName(r.Pattern)
-	for key, text := range map[string]string{"name": r.PathValue("name"), "version": r.URL.Query().Get("version"), "rollout": r.PathValue("id")} {
+	for key, text := range map[string]string{"name": r.PathValue("name"), "version": r.URL.Query().Get("version"), "rollout": r.PathValue("id"), "issuer": r.PathValue("issuer")} {
 		if text != "" {
 			c.take(key, text)
 		}

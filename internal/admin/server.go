@@ -18,6 +18,7 @@ import (
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -35,6 +36,7 @@ type Live struct {
 	Ready        bool
 	Groups       []Group
 	Certificates []Certificate
+	Issuers      []ConfiguredIssuer
 	Managed      []string // names of all configured secrets, of every kind
 	SDS          []SDSListener
 	Challenge    string // address of the HTTP-01 responder; empty if there is none
@@ -51,6 +53,8 @@ type Group struct {
 type Certificate struct {
 	Name     string
 	DNSNames []string
+	Issuers  []string // in the order of failover
+	Profile  string   // empty: that of the issuer
 }
 
 // SDSListener is a configured SDS listener.
@@ -80,8 +84,10 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
-	Audit      *audit.Log
-	Live       func() Live
+	// Maintenance knows when issuers are left alone.
+	Maintenance *maintenance.Monitor
+	Audit       *audit.Log
+	Live        func() Live
 	// Allowed decides who may use the API, by uid.
 	Allowed func(uid uint32) bool
 	Log     *slog.Logger
@@ -109,6 +115,8 @@ func New(opts Options) *Server {
 	mux.Handle("GET /v1/snapshots/{number}/diff/{other}", s.read(s.diff))
 	mux.Handle("GET /v1/rollouts", s.read(s.rollouts))
 	mux.Handle("GET /v1/rollouts/{id}", s.read(s.rollout))
+	mux.Handle("GET /v1/issuers", s.read(s.issuers))
+	mux.Handle("GET /v1/issuers/{issuer}", s.read(s.issuer))
 	mux.Handle("GET /v1/audit", s.read(s.auditList))
 	mux.Handle("GET /v1/bootstrap/{group}", s.read(s.bootstrap))
 	mux.Handle("POST /v1/secrets", s.act(s.importSecret))
@@ -123,6 +131,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/rollback", s.act(s.rollback))
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
+	mux.Handle("POST /v1/issuers/{issuer}/test", s.act(s.testIssuer))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("POST /v1/verify", s.verify)
 	mux.HandleFunc("POST /v1/audit/verify", s.auditVerify)
@@ -238,6 +247,8 @@ func summary(v any) []slog.Attr {
 		return []slog.Attr{slog.String("group", v.Group), slog.Any("rollouts", v.Rollouts), slog.Uint64("snapshot", v.Snapshot), slog.Bool("already", v.Already)}
 	case Step:
 		return []slog.Attr{slog.String("group", v.Group), slog.Uint64("from", v.From), slog.Uint64("snapshot", v.Snapshot), slog.Any("held", v.Held)}
+	case IssuerTest:
+		return []slog.Attr{slog.String("issuer", v.Name), slog.Bool("ok", v.OK)}
 	case Identity:
 		return []slog.Attr{slog.String("identity", v.Identity), slog.Time("not_after", v.NotAfter)}
 	}

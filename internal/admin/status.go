@@ -27,7 +27,7 @@ func (s *Server) status(*http.Request) (any, error) {
 		out.Rollouts = append(out.Rollouts, RolloutState{ID: r.ID, State: r.State})
 	}
 	for _, a := range s.Issuer.Issuers() { // sorted
-		out.Issuers = append(out.Issuers, IssuerStatus{Name: a.Issuer, Up: a.Up, Limits: []Limit{}})
+		out.Issuers = append(out.Issuers, IssuerStatus{Name: a.Issuer, Up: a.Up, Limits: []Limit{}, Hold: s.waits(a.Issuer, time.Now())})
 	}
 	for _, h := range s.Rollout.Holds() { // sorted by secret
 		out.Held = append(out.Held, held(h))

@@ -86,6 +86,9 @@ func (u uses) version(m cache.Meta) SecretVersion {
 		DNSNames: sorted(m.DNSNames), Addresses: sorted(m.IPAddresses), NotBefore: optionalTime(m.NotBefore), NotAfter: optionalTime(m.NotAfter),
 		KeyType: optional(m.KeyType), ChainPEM: optional(m.ChainPEM), Groups: sorted(u.groups[m.Version]),
 	}
+	if m.Profile != nil {
+		v.Profile = optional(*m.Profile)
+	}
 	switch {
 	case u.held[m.Version]:
 		v.State = "held"

@@ -26,6 +26,8 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
+	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
 	"github.com/sds-server/sds-server/pkg/source"
@@ -59,8 +61,10 @@ type server struct {
 	rollout    *rollout.Controller
 	responder  *acme.Responder
 	acme       *acme.Metrics
+	budget     *budget.Book
 	cas        map[string]*acme.Issuer // in force; apply alone changes it, one at a time
 	issuance   *issuer.Loop
+	quiet      *maintenance.Monitor // when CAs are left alone
 	sources    *source.Source
 	verify     *verify.Monitor
 	outside    outside
@@ -181,12 +185,12 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 		return err
 	}
 	s.sources.Load(ctx)
-	if err := s.buildIssuance(cfg); err != nil {
+	if err := s.buildIssuance(ctx, cfg); err != nil {
 		return err
 	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
-		Verify: s.verify, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
+		Verify: s.verify, Maintenance: s.quiet, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
 }
@@ -238,6 +242,7 @@ func (s *server) run(ctx context.Context, d *doors) error {
 	})
 	work.Go(func() error { return s.rollout.Run(workCtx) })
 	work.Go(func() error { return s.issuance.Run(workCtx) })
+	work.Go(func() error { return s.quiet.Run(workCtx) })
 	work.Go(func() error { return s.reissuer.run(workCtx) })
 	work.Go(func() error { return s.sources.Run(workCtx) })
 	work.Go(func() error { return s.verify.Run(workCtx) })

@@ -8,17 +8,23 @@ import (
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/issuer/acme"
+	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
-func (s *server) buildIssuance(cfg *config.Config) (err error) {
+func (s *server) buildIssuance(ctx context.Context, cfg *config.Config) (err error) {
+	if err := s.openBudget(ctx, cfg); err != nil {
+		return err
+	}
 	s.responder = &acme.Responder{}
 	if s.acme, err = acme.NewMetrics(s.registry); err != nil {
 		return err
 	}
+	s.quiet = maintenance.New(maintenance.Options{Logger: s.log.With("part", "maintenance"), UserAgent: "sds-server/" + s.opts.Version})
+	s.quiet.Set(maintenances(cfg))
 	s.issuance, err = issuer.New(issuer.Options{
-		Store: s.store, Sink: sink{s.rollout}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
-		Observer: s.auditIssuance,
+		Store: s.store, Sink: sink{s}, Logger: s.log.With("part", "issuer"), Registerer: s.registry,
+		Observer: s.auditIssuance, Hold: s.quiet.Hold,
 	})
 	if err != nil {
 		return err
@@ -58,6 +64,7 @@ func (s *server) issuers(cfg *config.Config) (map[string]*acme.Issuer, error) {
 		o := acme.Options{
 			Name: i.Name, Directory: i.Directory, CAFile: i.CAFile, RootsFile: i.RootsFile, RootsUnchecked: i.Roots == "unchecked",
 			Email: i.Email, AcceptTOS: i.AcceptTOS, Profile: i.Profile, Store: s.store, Responder: s.responder, Metrics: s.acme,
+			Budget: s.budget.Ledger(i.Name),
 			Logger: s.log.With("part", "acme"), UserAgent: "sds-server/" + s.opts.Version,
 		}
 		if i.EAB != nil {
@@ -76,19 +83,23 @@ func (s *server) issuers(cfg *config.Config) (map[string]*acme.Issuer, error) {
 	return out, nil
 }
 
-// sink hands what was issued to the rollout controller.
-type sink struct{ rollout *rollout.Controller }
+// sink hands what was issued to the rollout controller, and tells the ledger of its CA.
+type sink struct{ *server }
 
 var _ issuer.Sink = sink{}
 
 // Accept implements issuer.Sink.
 func (s sink) Accept(ctx context.Context, issued issuer.Issued) (issuer.Accepted, error) {
 	a, err := s.rollout.Accept(ctx, rollout.Proposal{
-		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Reason: "issued by " + issued.Issuer,
+		Secret: issued.Secret, Source: cache.SourceACME, Issuer: issued.Issuer, Profile: issued.Profile, Reason: "issued by " + issued.Issuer,
 		Conditions: issued.Conditions, Operations: issued.Operations,
 	})
 	if err != nil {
 		return issuer.Accepted{}, fmt.Errorf("store: %w", err)
+	}
+	err = s.budget.Ledger(issued.Issuer).Issued(ctx, issued.Secret.DNSNames(), issued.Secret.IPAddresses())
+	if err != nil { // the certificate is there; the next one is counted as a new one at the worst
+		s.log.WarnContext(ctx, "the ledger of the CA does not know of a certificate", "secret", issued.Secret.Name(), "issuer", issued.Issuer, "err", err)
 	}
 	return issuer.Accepted{Version: a.Meta.Version, Snapshot: a.Snapshot, Rollout: a.Rollout}, nil
 }

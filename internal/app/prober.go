@@ -24,7 +24,7 @@ func (p prober) Look(group string, want map[string]secret.Version, since time.Ti
 		return rollout.Round{Began: since, Ended: since}
 	}
 	r := p.server.verify.Look(group, want, since)
-	out := rollout.Round{Began: r.Began, Ended: r.Ended, Targets: r.Targets, OK: r.OK, Failed: r.Failed}
+	out := rollout.Round{Began: r.Began, Ended: r.Ended, Targets: r.Targets, OK: r.OK, Failed: r.Failed, Served: r.Served}
 	for _, f := range r.Findings {
 		out.Findings = append(out.Findings, finding(f))
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/config"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/sds"
 )
 
@@ -23,6 +24,10 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	if err != nil {
 		return err
 	}
+	limits := budgets(cfg)
+	if err := budget.Check(limits); err != nil {
+		return err
+	}
 	policy, err := rolloutPolicy(cfg)
 	if err != nil {
 		return err
@@ -36,7 +41,11 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 		s.outside.set(running, s.command(running))
 		return fmt.Errorf("rollout: %w", err)
 	}
+	if err := s.budget.Set(limits); err != nil { // it was checked
+		return err
+	}
 	s.setIssuers(cas)
+	s.quiet.Set(maintenances(cfg))
 	s.issuance.SetCertificates(certificates(cfg))
 	s.sources.Set(sources(cfg))
 	s.enforce(cfg)
@@ -58,8 +67,11 @@ func keepRestart(running, loaded *config.Config) (*config.Config, []string) {
 func (s *server) enforce(cfg *config.Config) {
 	live := &admin.Live{Groups: liveGroups(cfg, edgePolicy(cfg))}
 	for _, c := range cfg.Certificates {
-		live.Certificates = append(live.Certificates, admin.Certificate{Name: c.Name, DNSNames: slices.Clone(c.DNSNames)})
+		live.Certificates = append(live.Certificates, admin.Certificate{
+			Name: c.Name, DNSNames: slices.Clone(c.DNSNames), Issuers: slices.Clone(c.Issuers), Profile: c.Profile,
+		})
 	}
+	live.Issuers = s.liveIssuers(cfg)
 	live.Managed = secretNames(cfg)
 	if c := cfg.Challenges.HTTP01; c != nil {
 		live.Challenge = c.Address

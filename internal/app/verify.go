@@ -47,6 +47,9 @@ func (w wantedServed) Groups(_ context.Context, names ...string) []verify.Group 
 			}
 			t := w.target(e.Address, behind, roots)
 			t.ServerNames = e.ServerNames
+			if len(e.Secrets) > 0 {
+				t.Secrets = slices.DeleteFunc(t.Secrets, func(s verify.Wanted) bool { return !slices.Contains(e.Secrets, s.Secret) })
+			}
 			if t.Node = e.Node; e.Node == "" {
 				t.Nodes = nil // it may be any of them
 			}

@@ -225,6 +225,7 @@ type Budget struct {
 
 // Limit is one token bucket.
 type Limit struct {
+	// Name is one of budget.Names.
 	Name string `mapstructure:"name"`
 	// Burst is the capacity, 1 or more.
 	Burst int `mapstructure:"burst"`
@@ -323,6 +324,8 @@ type Endpoint struct {
 	Node    string `mapstructure:"node"`
 	// ServerNames are asked for at this address; default those of Verify.
 	ServerNames []string `mapstructure:"server_names"`
+	// Secrets are the names of the secrets that are served at this address; default all that the node subscribes to.
+	Secrets []string `mapstructure:"secrets"`
 }
 
 // Rollout says how changes move through the groups.

@@ -9,7 +9,7 @@ import (
 // unsupportedKey is a key whose feature is not built yet. It is decoded and has its rules, but a file that sets it is
 // refused: a setting that silently does nothing is worse than none.
 type unsupportedKey struct {
-	// key with [] for the elements of lists, such as issuers[].budget.
+	// key with [] for the elements of lists, such as issuers[].maintenance.
 	key string
 	// refuses says for which values; nil means for each that is not empty.
 	refuses func(value any) bool
@@ -29,9 +29,6 @@ func unsupportedKeys() []unsupportedKey {
 		{key: "challenges.tls-alpn-01", hint: "use http-01"},
 		{key: "challenges.dns-01", hint: "use http-01"},
 		{key: "issuers[].preferred_chain"},
-		{key: "issuers[].budget"},
-		{key: "issuers[].maintenance"},
-		{key: "issuers[].status_url"},
 		{key: "issuers[].revocation"},
 		{key: "certificates[].issuers", refuses: hasSeveral, hint: "name one issuer"},
 		{key: "certificates[].challenge", refuses: isLaterChallenge, hint: "use http-01"},

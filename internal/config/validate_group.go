@@ -109,6 +109,11 @@ func (v *validator) verify(path string, verify *Verify) {
 			v.add(element, "%s", message)
 		}
 		v.serverNames(fmt.Sprintf("%s.endpoints[%d]", path, i), e.ServerNames)
+		for j, name := range e.Secrets { // imported ones are not in the configuration: any name may be right
+			if name == "" || strings.Contains(name, "*") {
+				v.addHint(fmt.Sprintf("%s.endpoints[%d].secrets[%d]", path, i, j), fmt.Sprintf("%q is no name of a secret", name), "list the secrets one by one")
+			}
+		}
 	}
 	if verify.NodePort < 0 || verify.NodePort > 65535 {
 		v.add(path+".node_port", "want a port from 1 to 65535, got %d", verify.NodePort)

@@ -5,6 +5,10 @@ import (
 	"maps"
 	"net/mail"
 	"slices"
+	"strings"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 )
 
 // issuers checks the authorities and the accounts there.
@@ -75,12 +79,19 @@ func (v *validator) budget(path string, b Budget) {
 	names := map[string]string{}
 	for i, l := range b.Limits {
 		limit := fmt.Sprintf("%s.limits[%d]", path, i)
-		if !isWord(l.Name) {
-			v.add(limit+".name", "%q is not the name of a limit", l.Name)
+		if !slices.Contains(budget.Names(), l.Name) {
+			hint := didYouMean(l.Name, budget.Names())
+			if hint == "" {
+				hint = "the limits are " + strings.Join(budget.Names(), ", ")
+			}
+			v.addHint(limit+".name", fmt.Sprintf("%q is not the name of a limit", l.Name), hint)
 		}
 		v.unique(names, limit+".name", l.Name)
 		v.atLeastOne(limit+".burst", l.Burst)
 		v.positive(limit+".refill", l.Refill)
+		if l.Burst > 0 && l.Refill > budget.LongestFill/time.Duration(l.Burst) {
+			v.add(limit+".refill", "filling it would take over 100 years")
+		}
 	}
 }
 

@@ -1,6 +1,8 @@
 package testenv
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -39,6 +41,8 @@ type PebbleOptions struct {
 	NonceReject int
 	// AuthzReuse is the percentage of valid authorizations that are used again; default 0.
 	AuthzReuse int
+	// OrdersPerPage is the length of a page of an account's list of orders; default 3.
+	OrdersPerPage int
 	// VASleep makes the validation wait up to 5 s, as Pebble does by default; default: no wait.
 	VASleep bool
 	// AlwaysValid makes every validation succeed without a look.
@@ -207,6 +211,7 @@ func (o PebbleOptions) env() []string {
 		"PEBBLE_VA_SLEEPTIME=5",
 		"PEBBLE_VA_ALWAYS_VALID=" + valid,
 		"PEBBLE_WFE_NONCEREJECT=" + strconv.Itoa(o.NonceReject),
+		"PEBBLE_WFE_ORDERS_PER_PAGE=" + strconv.Itoa(cmp.Or(o.OrdersPerPage, 3)),
 		"PEBBLE_AUTHZREUSE=" + strconv.Itoa(o.AuthzReuse),
 		"PEBBLE_CHAIN_LENGTH=" + strconv.Itoa(max(1, o.ChainLength)),
 		"PEBBLE_ALTERNATE_ROOTS=" + strconv.Itoa(o.AlternateRoots),
@@ -250,6 +255,34 @@ func (p *Pebble) Roots(ctx context.Context) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(root)
 	return pool, nil
+}
+
+// SetRenewalInfo makes Pebble answer renewal information of a certificate (RFC 9773) with a text, which may be no JSON; "" is its
+// own answer again. chain is PEM, the certificate first.
+func (p *Pebble) SetRenewalInfo(ctx context.Context, chain []byte, answer string) error {
+	body, err := json.Marshal(map[string]string{"Certificate": string(chain), "ARIResponse": answer})
+	if err != nil {
+		return fmt.Errorf("pebble: renewal info: %w", err)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.Management+"/set-renewal-info/", bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("pebble: renewal info: %w", err)
+	}
+	resp, err := p.Client().Do(req)
+	if err != nil {
+		return fmt.Errorf("pebble: renewal info: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("pebble: renewal info: %s", resp.Status)
+	}
+	return nil
+}
+
+// SetWindow is SetRenewalInfo with a suggested window.
+func (p *Pebble) SetWindow(ctx context.Context, chain []byte, start, end time.Time) error {
+	return p.SetRenewalInfo(ctx, chain, fmt.Sprintf(`{"suggestedWindow":{"start":%q,"end":%q}}`,
+		start.UTC().Format(time.RFC3339), end.UTC().Format(time.RFC3339)))
 }
 
 // Stop ends Pebble and its DNS server.

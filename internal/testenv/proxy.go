@@ -29,6 +29,7 @@ const (
 	KindNonce       Kind = "newNonce"
 	KindNewAccount  Kind = "newAccount"
 	KindAccount     Kind = "account"
+	KindOrders      Kind = "orders"
 	KindNewOrder    Kind = "newOrder"
 	KindOrder       Kind = "order"
 	KindFinalize    Kind = "finalize"
@@ -50,6 +51,7 @@ var kindPrefixes = []struct {
 	{"/nonce-plz", KindNonce},
 	{"/sign-me-up", KindNewAccount},
 	{"/my-account/", KindAccount},
+	{"/list-orderz/", KindOrders},
 	{"/order-plz", KindNewOrder},
 	{"/my-order/", KindOrder},
 	{"/finalize-order/", KindFinalize},

@@ -37,7 +37,7 @@ func TestCoverageFollowsRandomMoves(t *testing.T) {
 			}
 			s := newSecret(t, name, append(sans, fmt.Sprintf("unique-%d.example", step))...)
 			b.plan(func(p *Plan) error {
-				m, _, err := p.PutSecret(b.ctx(), s, SourceACME, "le")
+				m, _, err := p.PutSecret(b.ctx(), s, Origin{Source: SourceACME, Issuer: "le"})
 				if err != nil {
 					return err
 				}

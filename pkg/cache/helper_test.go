@@ -154,7 +154,7 @@ func (b *bench) put(name string, groups ...string) secret.Version {
 	b.t.Helper()
 	var version secret.Version
 	b.plan(func(p *Plan) error {
-		m, _, err := p.PutSecret(b.ctx(), newSecret(b.t, name), SourceACME, "le")
+		m, _, err := p.PutSecret(b.ctx(), newSecret(b.t, name), Origin{Source: SourceACME, Issuer: "le"})
 		if err != nil {
 			return err
 		}

@@ -41,7 +41,7 @@ func TestEachKindIsStoredAndSentAsItself(t *testing.T) {
 		t.Run(string(s.Kind()), func(t *testing.T) {
 			b := newBench(t, "a")
 			b.plan(func(p *Plan) error {
-				m, _, err := p.PutSecret(b.ctx(), s, SourceFile, "")
+				m, _, err := p.PutSecret(b.ctx(), s, Origin{Source: SourceFile})
 				if err == nil {
 					_, err = p.Move(b.ctx(), "a", map[string]secret.Version{s.Name(): m.Version}, Why{})
 				}

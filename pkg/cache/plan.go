@@ -77,7 +77,7 @@ func (p *Plan) Full() bool {
 
 // PutSecret stores a validated secret as a new version and returns its description, and true. A version that is stored already is
 // described, and false returned; if newer ones were stored since, it becomes the newest again.
-func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, source Source, issuer string) (Meta, bool, error) {
+func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, from Origin) (Meta, bool, error) {
 	version := p.cache.Version(s)
 	stored, err := p.cache.Versions(ctx, s.Name())
 	if err != nil {
@@ -88,7 +88,7 @@ func (p *Plan) PutSecret(ctx context.Context, s *secret.Secret, source Source, i
 		p.stored[s.Name()] = stored
 		return stored[0], false, nil
 	}
-	meta := describe(s, version, source, issuer, p.now)
+	meta := describe(s, version, from, p.now)
 	if len(stored) > 0 && !meta.Created.After(stored[0].Created) { // the clock was set back
 		meta.Created = stored[0].Created.Add(1)
 	}

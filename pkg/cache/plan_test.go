@@ -17,7 +17,7 @@ func TestPlanIsDurableBeforeItIsVisible(t *testing.T) {
 	v1 := b.put("s", "a", "b")
 	before := b.state()
 	p := b.Plan()
-	m, fresh, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le")
+	m, fresh, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 	if err != nil || !fresh {
 		t.Fatalf("got %v, %v; want a fresh version", fresh, err)
 	}
@@ -61,7 +61,7 @@ func TestFailingCommitLeavesEverythingAsItWas(t *testing.T) {
 			b := newBench(t, "a", "b")
 			b.put("s", "a")
 			p := b.Plan()
-			m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le")
+			m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +113,7 @@ func TestRefreshTakesOverACommitWhoseAnswerGotLost(t *testing.T) {
 	sub.Add("s")
 	before := b.state()
 	p := b.Plan()
-	m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le")
+	m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +156,7 @@ func TestSeveralGroupsMoveInOnePlan(t *testing.T) {
 	commits := b.disk.commits
 	var entries [3][]Entry
 	b.plan(func(p *Plan) (err error) {
-		m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le")
+		m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 		for i, g := range b.Groups() {
 			if err == nil {
 				entries[i], err = p.Move(b.ctx(), g, map[string]secret.Version{"s": m.Version}, Why{Rollout: 7})
@@ -270,7 +270,7 @@ func TestVersionThatIsStoredAgainIsTheNewestOne(t *testing.T) {
 	old := newSecret(t, "s")
 	putAgain := func() (m Meta, fresh bool) {
 		b.plan(func(p *Plan) (err error) {
-			m, fresh, err = p.PutSecret(b.ctx(), old, SourceImport, "")
+			m, fresh, err = p.PutSecret(b.ctx(), old, Origin{Source: SourceImport})
 			return err
 		})
 		return m, fresh
@@ -280,7 +280,7 @@ func TestVersionThatIsStoredAgainIsTheNewestOne(t *testing.T) {
 		t.Error("a new version is not fresh")
 	}
 	if p := b.Plan(); true {
-		if _, fresh, err := p.PutSecret(b.ctx(), old, SourceImport, ""); err != nil || fresh || !p.Empty() {
+		if _, fresh, err := p.PutSecret(b.ctx(), old, Origin{Source: SourceImport}); err != nil || fresh || !p.Empty() {
 			t.Errorf("the newest version again: fresh %v, empty %v, %v; want nothing to do", fresh, p.Empty(), err)
 		}
 	}
@@ -301,7 +301,7 @@ func TestVersionsAreOrderedAlsoWhenTheClockIsSetBack(t *testing.T) {
 	for range 3 {
 		p := b.Plan()
 		p.now = p.now.AddDate(0, 0, -len(want))
-		m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le")
+		m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -372,7 +372,7 @@ func (b *bench) script(p *Plan, step int) error {
 	if step == 0 {
 		return errors.Join(p.AddGroup(b.ctx(), "a"), p.AddGroup(b.ctx(), "b"))
 	}
-	m, _, err := p.PutSecret(b.ctx(), newSecret(b.t, "s"), SourceACME, "le")
+	m, _, err := p.PutSecret(b.ctx(), newSecret(b.t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 	for _, g := range b.Groups()[:min(step%2+1, len(b.Groups()))] {
 		if err == nil {
 			_, err = p.Move(b.ctx(), g, map[string]secret.Version{"s": m.Version}, Why{Reason: fmt.Sprintf("step %d", step)})

@@ -35,6 +35,13 @@ const (
 	SourceServer Source = "server" // made by this server itself: session ticket keys
 )
 
+// Origin says where a secret comes from; its fields are those of Meta.
+type Origin struct {
+	Source  Source
+	Issuer  string
+	Profile *string
+}
+
 // Meta describes one stored version of a secret. It holds nothing private; what the kind does not have is empty.
 type Meta struct {
 	Name        string         `json:"name"`
@@ -42,9 +49,10 @@ type Meta struct {
 	Version     secret.Version `json:"version"`
 	Created     time.Time      `json:"created"` // just before the commit that stored it; strictly growing for one name
 	Source      Source         `json:"source"`
-	Issuer      string         `json:"issuer,omitempty"` // configured name of the issuer; empty for imports
-	Serial      string         `json:"serial"`           // lower-case hex
-	SHA256      string         `json:"sha256"`           // of the leaf's DER; of a validation context, of ChainPEM
+	Issuer      string         `json:"issuer,omitempty"`  // configured name of the issuer; empty for imports
+	Profile     *string        `json:"profile,omitempty"` // that the issuer was asked for; empty: its choice; nil: not known, as of old versions and imports
+	Serial      string         `json:"serial"`            // lower-case hex
+	SHA256      string         `json:"sha256"`            // of the leaf's DER; of a validation context, of ChainPEM
 	DNSNames    []string       `json:"dns_names"`
 	IPAddresses []string       `json:"ip_addresses,omitempty"`
 	NotBefore   time.Time      `json:"not_before"`
@@ -68,9 +76,9 @@ func newRecord(meta Meta, s *secret.Secret) record {
 	return record{Meta: meta, KeyPEM: string(s.KeyPEM()), TicketKeys: s.TicketKeys(), Generic: s.Generic()}
 }
 
-func describe(s *secret.Secret, version secret.Version, source Source, issuer string, now time.Time) Meta {
+func describe(s *secret.Secret, version secret.Version, from Origin, now time.Time) Meta {
 	m := Meta{
-		Name: s.Name(), Kind: s.Kind(), Version: version, Created: now.UTC(), Source: source, Issuer: issuer,
+		Name: s.Name(), Kind: s.Kind(), Version: version, Created: now.UTC(), Source: from.Source, Issuer: from.Issuer, Profile: from.Profile,
 		Serial: s.Serial(), SHA256: s.SHA256(), DNSNames: s.DNSNames(), NotBefore: s.NotBefore().UTC(), NotAfter: s.NotAfter().UTC(),
 		KeyType: s.KeyType(), ChainPEM: string(s.ChainPEM()),
 	}

@@ -15,7 +15,7 @@ func TestResourceIsTheSecretUnderAnyName(t *testing.T) {
 	b := newBench(t, "a")
 	s := newSecret(t, "www.example.com")
 	b.plan(func(p *Plan) error {
-		m, _, err := p.PutSecret(b.ctx(), s, SourceACME, "le")
+		m, _, err := p.PutSecret(b.ctx(), s, Origin{Source: SourceACME, Issuer: "le"})
 		if err == nil {
 			_, err = p.Move(b.ctx(), "a", map[string]secret.Version{s.Name(): m.Version}, Why{})
 		}
@@ -109,7 +109,7 @@ func TestPruneKeepsTheNewestAndWhatIsReferredTo(t *testing.T) {
 	other := b.put("t")
 	var fresh secret.Version
 	b.plan(func(p *Plan) error {
-		m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le")
+		m, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"})
 		if err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func TestNoKeyIsLoggedOrDescribed(t *testing.T) {
 	b.reopen()
 	b.disk.fail(true, false)
 	p := b.Plan()
-	if _, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), SourceACME, "le"); err != nil {
+	if _, _, err := p.PutSecret(b.ctx(), newSecret(t, "s"), Origin{Source: SourceACME, Issuer: "le"}); err != nil {
 		t.Fatal(err)
 	}
 	err := p.Commit(b.ctx())

@@ -154,7 +154,7 @@ func TestNamedPagesSurviveTheSweep(t *testing.T) {
 	s := newSecret(t, "s")
 	for i := range 600 { // one pair under many names
 		name := fmt.Sprintf("%s-%d", strings.Repeat("long", 40), i)
-		m := describe(s, b.Version(s), SourceImport, "", now())
+		m := describe(s, b.Version(s), Origin{Source: SourceImport}, now())
 		m.Name = name
 		changes[name] = m.Version
 		r := record{Meta: m, KeyPEM: string(s.KeyPEM())}

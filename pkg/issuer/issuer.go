@@ -53,6 +53,9 @@ type Request struct {
 	Urgent bool
 	// Progress is told each step as it begins; nil tells nobody. It returns at once and may be called from any goroutine.
 	Progress func(Step)
+	// Profiled is told, before Obtain returns a certificate, the profile that it was ordered with (empty: the CA's choice): the issuer's own default
+	// where Profile names none, and another one than both where the order is from before a change of the configuration. Nil tells nobody.
+	Profiled func(profile string)
 }
 
 // Step is where an order stands.
@@ -92,6 +95,8 @@ type Issued struct {
 	Secret *secret.Secret
 	// Issuer is the name of the issuer that it comes from.
 	Issuer string
+	// Profile is the one that it was ordered with; nil where the issuer does not say.
+	Profile *string
 	// Conditions and Operations belong into the commit that stores the secret's version: at most two of each, under 4 KiB.
 	Conditions []store.Condition
 	Operations []store.Operation

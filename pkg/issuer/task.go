@@ -33,7 +33,8 @@ type task struct {
 	cut        bool // ended from outside: no failure
 	took       time.Duration
 	failure    *Error
-	refused    *Error // by the budget: nothing was tried, and nothing has failed
+	profile    *string // that the certificate was ordered with; nil: not told
+	refused    *Error  // by the budget: nothing was tried, and nothing has failed
 	accepted   Accepted
 	err        error
 }
@@ -191,7 +192,7 @@ func (t *task) renew(ctx context.Context) (err error) {
 	value := encodeState(&next)
 	key := StateKey(t.cert.Name)
 	accepted, err := t.loop.options.Sink.Accept(ctx, Issued{
-		Secret: s, Issuer: t.name,
+		Secret: s, Issuer: t.name, Profile: t.profile,
 		Conditions: []store.Condition{{Key: key, Revision: t.revision}},
 		Operations: []store.Operation{store.Put(key, value), store.Delete(OrderKey(t.cert.Name))},
 	})
@@ -212,6 +213,7 @@ func (t *task) obtain(ctx context.Context) (*secret.Secret, error) {
 	request := Request{
 		Secret: t.cert.Name, DNSNames: t.cert.DNSNames, IPAddresses: t.cert.IPAddresses,
 		KeyType: t.cert.KeyType, Profile: t.cert.Profile, Urgent: t.urgent, Progress: t.job.setStep,
+		Profiled: func(profile string) { t.profile = &profile },
 	}
 	if t.state.Issuer == t.name {
 		request.Replaces, request.InWindow = t.state.Advice.ID, t.state.Advice.inside(now())

@@ -133,7 +133,7 @@ func (t *transaction) verdict(r *Rollout, w *Wave) verdict {
 
 // round is the newest round of handshakes with all groups of a wave; without a prober there is nothing to be looked at.
 func (t *transaction) round(r *Rollout, w *Wave, since time.Time) Round {
-	all := Round{Began: t.now, Ended: t.now}
+	all := Round{Began: t.now, Ended: t.now, Served: map[string]int{}}
 	if t.c.prober == nil || r.removal() {
 		return all
 	}
@@ -143,6 +143,9 @@ func (t *transaction) round(r *Rollout, w *Wave, since time.Time) Round {
 		all.Targets += one.Targets
 		all.OK += one.OK
 		all.Failed += one.Failed
+		for name, n := range one.Served {
+			all.Served[name] += n
+		}
 		all.Findings = append(all.Findings, one.Findings...)
 		ended = ended && !one.Ended.IsZero()
 	}

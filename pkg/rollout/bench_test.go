@@ -64,7 +64,7 @@ func fill(b *testing.B, r *rig, one *secret.Secret, n int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, _, err := plan.PutSecret(b.Context(), s, cache.SourceImport, ""); err != nil {
+		if _, _, err := plan.PutSecret(b.Context(), s, cache.Origin{Source: cache.SourceImport}); err != nil {
 			b.Fatal(err)
 		}
 		if i%50 == 49 || i == n-1 {

@@ -10,12 +10,12 @@ import (
 )
 
 // chainChanges reports whether clients see another kind of chain: another root key, number of CA certificates, key or signature
-// algorithm, or issuer. Another intermediate under the same root is ordinary: CAs pick them at random.
+// algorithm, issuer, or profile. Another intermediate under the same root is ordinary: CAs pick them at random.
 func chainChanges(from, to *cache.Meta) bool {
 	if from == nil || to == nil || from.Kind != secret.KindTLSCertificate || to.Kind != secret.KindTLSCertificate {
 		return false
 	}
-	if from.Issuer != to.Issuer || from.KeyType != to.KeyType {
+	if from.Issuer != to.Issuer || from.KeyType != to.KeyType || otherProfile(from.Profile, to.Profile) {
 		return true
 	}
 	before, after := parseChain(from.ChainPEM), parseChain(to.ChainPEM)
@@ -27,6 +27,9 @@ func chainChanges(from, to *cache.Meta) bool {
 		!bytes.Equal(before[last].AuthorityKeyId, after[last].AuthorityKeyId) ||
 		!bytes.Equal(before[last].RawIssuer, after[last].RawIssuer)
 }
+
+// otherProfile reports whether two profiles are known, and differ.
+func otherProfile(from, to *string) bool { return from != nil && to != nil && *from != *to }
 
 func parseChain(text string) []*x509.Certificate {
 	var chain []*x509.Certificate

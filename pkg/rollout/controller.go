@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -88,6 +90,10 @@ type Controller struct {
 type holdID struct {
 	secret  string
 	version secret.Version
+}
+
+func (id holdID) compare(other holdID) int {
+	return cmp.Or(strings.Compare(id.secret, other.secret), strings.Compare(string(id.version), string(other.version)))
 }
 
 // New reads the stored rollouts and holds. Groups move only when Run runs, or a method is called that moves them.

@@ -60,7 +60,7 @@ func (p Policy) refused(r *Rollout, s sight) decision {
 	}
 	for _, f := range s.round.Findings {
 		if !f.Unseen && (!r.emergency() || f.Kind != OldLeaf) { // likewise
-			d.blame(culprit{secret: f.Secret, version: f.Version, reason: "handshake: " + f.Message, handshake: f.Kind != OldLeaf && s.round.OK == 0})
+			d.blame(culprit{secret: f.Secret, version: f.Version, reason: "handshake: " + f.Message, handshake: f.Kind != OldLeaf && s.round.Served[f.Secret] == 0})
 		}
 	}
 	return d

@@ -1,33 +1,25 @@
 package rollout
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/cache"
-	"github.com/sds-server/sds-server/pkg/store"
 )
 
 // TestNothingDelaysAnotherSecret is invariant 10 of DESIGN 4: whatever is paused, held, refused, offline or taken back of other secrets, a healthy
 // one is everywhere within the time of its waves, and one wave time-out for each of them.
 func TestNothingDelaysAnotherSecret(t *testing.T) {
-	count, first := historiesOf(t, 10)
-	for i := range count {
-		seed := first + uint64(i)
-		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { delayed(t, rand.New(rand.NewPCG(seed, 0))) })
-		})
-	}
+	histories(t, 10, delayed)
 }
 
-func delayed(t *testing.T, random *rand.Rand) {
+func delayed(t *testing.T, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, 0))
 	p := waves("auto", "canary", "eu us", "rest").watched(20 * time.Second)
 	p.NodeGrace, p.RetryAfter = 2*time.Minute, 10*time.Minute
-	r := newRigOn(t, p, &memory{entries: map[string]store.Entry{}})
+	r := newRigOn(t, p, seededStore(seed))
 	others, bad := []string{"a", "b", "d"}, map[version]bool{}
 	for _, g := range p.Groups() {
 		r.node("well-"+g, g, "healthy")
@@ -63,7 +55,7 @@ func disturb(r *rig, random *rand.Rand, others []string, bad map[version]bool) {
 	name := others[random.IntN(len(others))]
 	switch random.IntN(8) {
 	case 0, 1, 2:
-		s := newSecret(r.t, name, 90*day)
+		s := r.newSecret(name, 90*day)
 		bad[r.cache.Version(s)] = random.IntN(3) == 0
 		if _, err := r.c.Accept(r.ctx(), Proposal{Secret: s, Source: cache.SourceACME, Issuer: "le", Reason: "issued"}); err != nil {
 			r.t.Fatal(err)

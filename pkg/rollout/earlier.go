@@ -55,7 +55,7 @@ func (t *transaction) askEarlier(r *Rollout, w *Wave) earlier {
 				one := culprit{secret: n.Nacked.Secret, version: n.Nacked.Version, reason: n.refusal()}
 				return earlier{group: g, culprit: &one, reason: one.reason}
 			}
-			if !enough {
+			if !enough && !w.Ahead {
 				j.hurry(&found, g, n)
 			}
 		}

@@ -5,73 +5,66 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sds-server/sds-server/pkg/cache"
-	"github.com/sds-server/sds-server/pkg/store"
 )
 
-// TestControllerDoesWhatTheReferenceDoes runs random histories and compares after each step what is served everywhere, the rollouts and the
-// holds: the first 24 seeds, SDS_TEST_HISTORIES others from a random one on, or SDS_TEST_SEED alone.
+// TestControllerDoesWhatTheReferenceDoes runs random histories and compares after each step what is served everywhere, the rollouts and the holds.
 func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
-	if text := os.Getenv("SDS_TEST_SEED"); text != "" {
-		seed, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		compareHistory(t, seed, &tally{})
-		return
-	}
-	count, first := historiesOf(t, 24)
 	var sum tally
-	began, failed := time.Now(), 0
-	for i := range count {
-		if !compareHistory(t, first+uint64(i), &sum) {
-			failed++
-		}
-	}
-	t.Logf("%d histories in %s, %d failed; the first seed was %d; %+v", count, time.Since(began).Round(time.Millisecond), failed, first, sum)
-}
-
-func compareHistory(t *testing.T, seed uint64, tally *tally) bool {
-	return t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			h := newHistory(t, seed)
-			h.settle()
-			defer func() { tally.add(h) }()
-			for range h.length {
-				h.acts = append(h.acts, time.Now().Format("15:04:05.0 ")+h.act())
-				h.settle()
-				h.check.settled(h)
-				if t.Failed() {
-					h.tell()
-				}
-				if t.Failed() || h.undecided {
-					break
-				}
-			}
-		})
+	t.Cleanup(func() { t.Log(sum.String()) })
+	histories(t, 24, func(t *testing.T, seed uint64) {
+		h := newHistory(t, seed)
+		h.play()
+		sum.add(h)
 	})
 }
 
+// play does one random thing after another, and compares.
+func (h *history) play() {
+	h.settle()
+	for range h.length {
+		h.acts = append(h.acts, time.Now().Format("15:04:05.0 ")+h.act())
+		h.settle()
+		h.check.settled(h)
+		h.told = append(h.told, h.acts[len(h.acts)-1]+"\n"+h.picture())
+		if h.t.Failed() {
+			h.tell()
+		}
+		if h.t.Failed() || h.undecided {
+			return
+		}
+	}
+}
+
 // tally is what the histories contained.
-type tally struct{ Actions, Rollouts, Crashes, Undecided int }
+type tally struct {
+	mu                                    sync.Mutex
+	actions, rollouts, crashes, undecided int // guarded by mu
+}
 
 func (t *tally) add(h *history) {
-	t.Actions += len(h.acts)
-	t.Rollouts += len(h.ref.rollouts)
-	t.Crashes += h.crashes
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.actions += len(h.acts)
+	t.rollouts += len(h.ref.rollouts)
+	t.crashes += h.crashes
 	if h.undecided {
-		t.Undecided++
+		t.undecided++
 	}
+}
+
+func (t *tally) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return fmt.Sprintf("%d actions, %d rollouts, %d crashes while something was due, %d histories not decided to their end", t.actions, t.rollouts, t.crashes, t.undecided)
 }
 
 // picture is what is compared, in lines.
@@ -114,11 +107,16 @@ type history struct {
 	names  []string
 	length int
 	acts   []string
+	told   []string           // what there was after each action
 	bad    map[version]string // which nodes refuse a version: a group, or "all"
 	gone   map[string]bool    // secrets that left the configuration
 	lives  map[string]time.Duration
 	short  bool // certificates end, and deadlines pass; then handshakes are left out: about 1 of 500 histories with both differs, and who is right is not known
 	check  invariants
+
+	pictured int64 // revision of the store that image is of
+	image    string
+	parsed   map[string]parsedRollout // by key
 
 	crashes   int
 	faulted   bool // a look failed half-way, and another one went on
@@ -143,6 +141,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 	h := &history{
 		seed: seed, random: random, names: []string{"a", "b", "d"}[:1+random.IntN(3)], length: 40,
 		bad: map[version]string{}, gone: map[string]bool{}, lives: map[string]time.Duration{},
+		parsed: map[string]parsedRollout{},
 	}
 	h.short = random.IntN(2) == 0
 	for _, name := range h.names { // the same for all its versions: finding 8
@@ -151,7 +150,7 @@ func newHistory(t *testing.T, seed uint64) *history {
 		}
 	}
 	p.Managed = func(name string) bool { return !h.gone[name] }
-	h.rig = newRigOn(t, p, &memory{entries: map[string]store.Entry{}})
+	h.rig = newRigOn(t, p, seededStore(seed))
 	h.ref = newReference(p)
 	h.prober.blinded = random.IntN(2) == 0 || h.short
 	h.prober.bad = map[version]string{}
@@ -243,13 +242,20 @@ func (h *history) look() {
 	h.check.looked(h)
 }
 
-// String tells what the controller has, as the reference does.
+// String tells what the controller has, as the reference does. Nearly always nothing has changed since it was asked last.
 func (h *history) String() string {
+	if now := h.memory.at(); h.pictured != now || h.c.doubt {
+		h.pictured, h.image = now, h.draw()
+	}
+	return h.image
+}
+
+func (h *history) draw() string {
 	var p picture
 	for _, g := range h.policy.Groups() {
 		p.group(g, maps.Collect(h.mustAt(g).Secrets.All()))
 	}
-	for _, r := range must(h.c.History(h.ctx())) {
+	for _, r := range h.rollouts() {
 		waves := make([]string, 0, len(r.Waves))
 		for _, w := range r.Waves {
 			waves = append(waves, strings.Join(w.Groups, "+")+" "+string(w.State))
@@ -274,6 +280,29 @@ func (h *history) compare() {
 	} else if diff != "" {
 		h.t.Errorf("seed %d, after %d actions: the controller is not where the reference is (-reference +controller):\n%s", h.seed, len(h.acts), diff)
 	}
+}
+
+// rollouts are all that are stored, read once each time one is written.
+func (h *history) rollouts() []*Rollout {
+	entries, _, err := h.memory.List(h.ctx(), rolloutPrefix+"/")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	all := make([]*Rollout, 0, len(entries))
+	for _, e := range entries {
+		known := h.parsed[e.Key]
+		if known.revision != e.Revision {
+			known = parsedRollout{must(parse(e)), e.Revision}
+			h.parsed[e.Key] = known
+		}
+		all = append(all, known.rollout)
+	}
+	return all
+}
+
+type parsedRollout struct {
+	rollout  *Rollout // never written to
+	revision int64
 }
 
 // tell prints the history that failed.
@@ -405,7 +434,7 @@ func (h *history) accept(name string) string {
 		return "nothing"
 	}
 	life := h.lives[name]
-	p := Proposal{Secret: newSecret(h.t, name, life), Source: cache.SourceACME, Issuer: []string{"le", "le", "gts"}[h.random.IntN(3)], Reason: "issued"}
+	p := Proposal{Secret: h.newSecret(name, life), Source: cache.SourceACME, Issuer: []string{"le", "le", "gts"}[h.random.IntN(3)], Reason: "issued"}
 	v := h.cache.Version(p.Secret)
 	what := ""
 	switch h.random.IntN(10) {

@@ -17,10 +17,11 @@ type Prober interface {
 
 // Round is one look at a group by handshakes.
 type Round struct {
-	Began, Ended time.Time // Began zero: none yet; Ended zero: under way
-	Targets      int       // endpoints that were to be looked at; 0: there is nothing to be looked at
-	OK, Failed   int       // handshakes
-	Findings     []Finding // what failed: those that prove something first
+	Began, Ended time.Time      // Began zero: none yet; Ended zero: under way
+	Targets      int            // endpoints that were to be looked at; 0: there is nothing to be looked at
+	OK, Failed   int            // handshakes
+	Served       map[string]int // those of OK, by secret
+	Findings     []Finding      // what failed: those that prove something first
 }
 
 // OldLeaf is the kind of a finding where an older version of the secret is served.

@@ -24,7 +24,7 @@ func (p *probes) Look(group string, want map[string]secret.Version, _ time.Time)
 	p.fleet.mu.Lock()
 	defer p.fleet.mu.Unlock()
 	p.looks++
-	r := Round{Began: time.Now(), Ended: time.Now()}
+	r := Round{Began: time.Now(), Ended: time.Now(), Served: map[string]int{}}
 	if p.blinded {
 		return r
 	}
@@ -53,6 +53,7 @@ func (p *probes) shake(r *Round, n *node, name string, v secret.Version) {
 		f.Kind, f.Message = "chain", p.bad[v]
 	default:
 		r.OK++
+		r.Served[name]++
 		return
 	}
 	r.Failed++

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -68,9 +69,9 @@ func (j jury) judge(w Wave, progress map[string][]NodeProgress) verdict {
 		index[m.Node] = i
 	}
 	seen := make([]bool, len(w.Members))
-	var left []string // members that no longer subscribe
-	for group, nodes := range progress {
-		for _, n := range nodes {
+	var left []string                                          // members that no longer subscribe
+	for _, group := range slices.Sorted(maps.Keys(progress)) { // in one order: where several refuse, the same one is named
+		for _, n := range progress[group] {
 			key := memberKey(group, n.Identity, n.Node)
 			i, member := index[key]
 			switch {

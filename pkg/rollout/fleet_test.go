@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -57,7 +58,8 @@ func (f *fleet) Progress(group string, want map[string]secret.Version) []NodePro
 		if n.connected {
 			p.LastSeen = time.Now()
 		}
-		for name, v := range want {
+		for _, name := range slices.Sorted(maps.Keys(want)) {
+			v := want[name]
 			switch {
 			case v == "" || !slices.Contains(n.names, name) || n.acked[name] == v:
 				continue

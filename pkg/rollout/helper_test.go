@@ -123,6 +123,7 @@ type rig struct {
 	disk   *disk
 	path   string
 	memory *memory // in place of the file; nil: there is none
+	made   int64   // secrets, where they are to be the same each time
 	cache  *cache.Cache
 	c      *Controller
 	fleet  *fleet
@@ -288,11 +289,27 @@ func (r *rig) accept(name string) secret.Version {
 
 func (r *rig) acceptFor(name string, life time.Duration) secret.Version {
 	r.t.Helper()
-	a, err := r.c.Accept(r.ctx(), Proposal{Secret: newSecret(r.t, name, life), Source: cache.SourceACME, Issuer: "le", Reason: "issued by le"})
+	return r.take(r.newSecret(name, life))
+}
+
+// take takes a secret in that may be known to be bad.
+func (r *rig) take(s *secret.Secret) secret.Version {
+	r.t.Helper()
+	a, err := r.c.Accept(r.ctx(), Proposal{Secret: s, Source: cache.SourceACME, Issuer: "le", Reason: "issued by le"})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	return a.Meta.Version
+}
+
+// newSecret makes a pair that there was not yet: on a store in memory the same one for the same history.
+func (r *rig) newSecret(name string, life time.Duration) *secret.Secret {
+	r.t.Helper()
+	if r.memory == nil {
+		return newSecret(r.t, name, life)
+	}
+	r.made++
+	return seededSecret(r.t, name, r.made, life)
 }
 
 // serve takes a new version in and settles.

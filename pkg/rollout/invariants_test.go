@@ -76,7 +76,7 @@ func (i *invariants) looked(h *history) {
 func (i *invariants) moved(h *history, group string, id holdID) {
 	h.t.Helper()
 	carried, urgent := false, false
-	for _, r := range must(h.c.History(h.ctx())) {
+	for _, r := range h.rollouts() {
 		w := r.waveOf(group)
 		for _, c := range r.Change {
 			if c.Secret == id.secret && c.To == id.version && w >= 0 && len(r.Waves[w].Moved) > 0 {

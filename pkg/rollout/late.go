@@ -89,7 +89,8 @@ func (t *transaction) mismatches(d *decision, r *Rollout, group string, want map
 	if t.c.prober == nil {
 		return
 	}
-	for name, v := range want {
+	for _, name := range slices.Sorted(maps.Keys(want)) { // in one order: where several are bad, the same one is named
+		v := want[name]
 		f, ok := t.c.prober.Mismatch(group, name, v)
 		if !ok || f.Unseen || f.Kind == OldLeaf && (r.emergency() || t.passedOver(group, f)) {
 			continue

@@ -70,4 +70,11 @@ func (s *memory) Watch(context.Context, string, int64) (<-chan []store.Event, er
 	return nil, errors.ErrUnsupported
 }
 
+// at is the revision of the last commit.
+func (s *memory) at() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision
+}
+
 func (s *memory) Close() error { return nil }

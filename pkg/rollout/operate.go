@@ -56,6 +56,13 @@ func (p *Promotion) add(r *Rollout, wave int) {
 // named by its id is begun again, and its manual and soft holds are released. Where there are many, those that were let go before an
 // error stay so.
 func (c *Controller) Promote(ctx context.Context, group string, id uint64, op Operator) (Promotion, error) {
+	return c.promote(ctx, group, id, op, (*transaction).let)
+}
+
+// letFunc lets one rollout go on to a group.
+type letFunc func(t *transaction, ctx context.Context, id uint64, group string, op Operator, p *Promotion) error
+
+func (c *Controller) promote(ctx context.Context, group string, id uint64, op Operator, let letFunc) (Promotion, error) {
 	if err := c.take(ctx); err != nil {
 		return Promotion{}, err
 	}
@@ -80,7 +87,7 @@ func (c *Controller) Promote(ctx context.Context, group string, id uint64, op Op
 		}
 	}
 	for _, one := range ids {
-		if err := t.let(ctx, one, group, op, &p); err != nil {
+		if err := let(t, ctx, one, group, op, &p); err != nil {
 			return p, err
 		}
 		if t.Full() || len(t.rollouts) >= batch {

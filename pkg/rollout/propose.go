@@ -20,8 +20,10 @@ type Proposal struct {
 	Secret *secret.Secret
 	Source cache.Source
 	Issuer string // configured name; empty for imports
-	By     string // operator, or "" for the server itself
-	Reason string
+	// Profile is the one that the issuer was asked for; see [cache.Meta].
+	Profile *string
+	By      string // operator, or "" for the server itself
+	Reason  string
 
 	// Conditions and Operations go into the same commit as the version, so that a crash leaves both or neither.
 	Conditions []store.Condition
@@ -43,7 +45,7 @@ func (c *Controller) Accept(ctx context.Context, p Proposal) (Accepted, error) {
 	}
 	defer c.leave()
 	t := c.begin()
-	meta, _, err := t.PutSecret(ctx, p.Secret, p.Source, p.Issuer)
+	meta, _, err := t.PutSecret(ctx, p.Secret, cache.Origin{Source: p.Source, Issuer: p.Issuer, Profile: p.Profile})
 	if err != nil {
 		return Accepted{}, err
 	}

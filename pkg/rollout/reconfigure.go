@@ -1,6 +1,7 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -325,10 +326,10 @@ func (r *Rollout) rewave(p Policy, joining []string) {
 			begun = append(begun, w.Groups...)
 		}
 	}
-	promoted, own := map[string]bool{}, slices.Clone(joining)
+	promoted, ahead, own := map[string]bool{}, map[string]bool{}, slices.Clone(joining)
 	for _, w := range r.Waves[keep:] {
 		for _, g := range w.Groups {
-			promoted[g] = w.Promoted
+			promoted[g], ahead[g] = w.Promoted, w.Ahead
 		}
 		own = append(own, w.Groups...)
 	}
@@ -337,7 +338,9 @@ func (r *Rollout) rewave(p Policy, joining []string) {
 		rest := slices.DeleteFunc(slices.Clone(groups), func(g string) bool { return slices.Contains(begun, g) || !slices.Contains(own, g) })
 		if len(rest) > 0 {
 			all := !slices.ContainsFunc(rest, func(g string) bool { return !promoted[g] })
-			r.Waves = append(r.Waves, Wave{Groups: rest, State: Pending, Promoted: all})
+			first := slices.ContainsFunc(rest, func(g string) bool { return ahead[g] })
+			r.Waves = append(r.Waves, Wave{Groups: rest, State: Pending, Promoted: all, Ahead: first})
 		}
 	}
+	slices.SortStableFunc(r.Waves[keep:], func(a, b Wave) int { return cmp.Compare(b.order(), a.order()) })
 }

@@ -66,7 +66,7 @@ func TestVersionThatACrashLeftWithoutARolloutGetsOne(t *testing.T) {
 	r.node("c1", "canary", "www")
 	r.serve("www")
 	plan := r.cache.Plan()
-	m, _, err := plan.PutSecret(r.ctx(), newSecret(t, "www", 1<<50), cache.SourceACME, "le")
+	m, _, err := plan.PutSecret(r.ctx(), newSecret(t, "www", 1<<50), cache.Origin{Source: cache.SourceACME, Issuer: "le"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestSecretThatCannotBeHealedKeepsNoOtherOneFromIt(t *testing.T) {
 	r.serve("b")
 	for _, name := range []string{"a", "b"} {
 		plan := r.cache.Plan()
-		if _, _, err := plan.PutSecret(r.ctx(), newSecret(t, name, 1<<50), cache.SourceACME, "le"); err != nil {
+		if _, _, err := plan.PutSecret(r.ctx(), newSecret(t, name, 1<<50), cache.Origin{Source: cache.SourceACME, Issuer: "le"}); err != nil {
 			t.Fatal(err)
 		}
 		if err := plan.Commit(r.ctx()); err != nil {

@@ -349,13 +349,28 @@ func (m *reference) rollback(group string) bool {
 		was := maps.Clone(m.serves[group])
 		m.move(group, back, 0, cache.Back, i)
 		for name, v := range back {
-			if v == "" || was[name] == "" || m.atLeast(name, was[name], v) {
-				m.hold(name, was[name], Manual, false)
-			}
+			m.holdBetween(group, name, was[name], v)
 		}
 		return true
 	}
 	return false
+}
+
+// holdBetween holds a version that an operator has taken a group away from, and the ones between it and the older one that the group has now, but for
+// those that are on their way to the group.
+func (m *reference) holdBetween(group, name string, from, to version) {
+	if from == "" || to != "" && m.atLeast(name, to, from) {
+		return
+	}
+	m.hold(name, from, Manual, false)
+	for _, one := range m.stored[name] {
+		comes := slices.ContainsFunc(m.carriers(name, one.Version), func(r *refRollout) bool {
+			return slices.ContainsFunc(r.waves, func(w *refWave) bool { return w.state == Pending && w.holds(group) })
+		})
+		if to != "" && one.Version != to && m.atLeast(name, from, one.Version) && m.atLeast(name, one.Version, to) && !comes && !m.isHeld(name, one.Version) {
+			m.hold(name, one.Version, Manual, false)
+		}
+	}
 }
 
 // release ends the holds on a secret.

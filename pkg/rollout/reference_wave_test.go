@@ -103,6 +103,13 @@ func (m *reference) enter(r *refRollout, w *refWave) bool {
 		return ended
 	}
 	m.couple(r)
+	for _, c := range r.live() { // what has expired while it waited goes nowhere
+		c.left = c.to != "" && m.meta(c.secret, c.to).Ended(m.now)
+	}
+	if len(r.live()) == 0 {
+		m.end(r, RolledBack)
+		return true
+	}
 	return m.switchTo(r, w)
 }
 
@@ -372,14 +379,15 @@ func (m *reference) assess(r *refRollout, w *refWave) bool {
 }
 
 // refRound is what handshakes with everything in a wave showed: what failed, whether they have not ended, whether there is something to look at, and
-// whether one was good.
+// of which secrets one was good.
 type refRound struct {
-	findings         []Finding
-	hung, some, good bool
+	findings   []Finding
+	hung, some bool
+	good       map[string]bool
 }
 
 func (m *reference) handshakes(r *refRollout, w *refWave) refRound {
-	var round refRound
+	round := refRound{good: map[string]bool{}}
 	if r.is(Remove) {
 		return round
 	}
@@ -388,7 +396,9 @@ func (m *reference) handshakes(r *refRollout, w *refWave) refRound {
 		round.findings = append(round.findings, one.Findings...)
 		round.hung = round.hung || one.Ended.IsZero()
 		round.some = round.some || one.Targets > 0
-		round.good = round.good || one.OK > 0
+		for name := range one.Served {
+			round.good[name] = true
+		}
 	}
 	return round
 }
@@ -404,7 +414,7 @@ func (m *reference) refused(r *refRollout, w *refWave, round refRound) []string 
 		if f.Unseen || r.is(Emergency) && f.Kind == OldLeaf || slices.Contains(names, f.Secret) {
 			continue
 		}
-		m.hold(f.Secret, f.Version, Hard, f.Kind != OldLeaf && !round.good)
+		m.hold(f.Secret, f.Version, Hard, f.Kind != OldLeaf && !round.good[f.Secret])
 		names = append(names, f.Secret)
 	}
 	return names

@@ -128,13 +128,13 @@ func (t *transaction) apply(ctx context.Context, group string, changes map[strin
 		return step, err
 	}
 	for _, e := range entries {
-		newer, err := t.leavesNewer(ctx, e)
+		newer, err := t.leavesNewer(ctx, group, e)
 		if err != nil {
 			return step, err
 		}
-		if newer {
-			t.hold(e.Secret, e.From, Manual, why.Reason)
-			step.Held = append(step.Held, e.Secret+" "+e.From.Short())
+		for _, v := range newer {
+			t.hold(e.Secret, v, Manual, why.Reason)
+			step.Held = append(step.Held, e.Secret+" "+v.Short())
 		}
 	}
 	t.redate(changes)
@@ -162,21 +162,49 @@ func (r *Rollout) left(group string, at *cache.Snapshot, changes map[string]secr
 	return names
 }
 
-// leavesNewer reports whether an entry leaves a newer version for an older one, or for none: only then is the newer one held.
-func (t *transaction) leavesNewer(ctx context.Context, e cache.Entry) (bool, error) {
-	if e.From == "" || e.To == "" {
-		return e.From != "", nil
+// leavesNewer returns the version that an entry leaves where it is newer than the one that it brings, or than none, and those between the two that
+// nobody holds: else they came with the next start of the server, to this group or, passing it by, to later ones. A rollout under way that has still
+// to reach the group brings its version in the order of the waves: that one stays free.
+func (t *transaction) leavesNewer(ctx context.Context, group string, e cache.Entry) ([]secret.Version, error) {
+	switch {
+	case e.From == "":
+		return nil, nil
+	case e.To == "":
+		return []secret.Version{e.From}, nil
 	}
 	versions, err := t.stored(ctx, e.Secret)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
+	newer := []secret.Version{e.From}
+	left := false
 	for _, m := range versions { // the newest first
-		if m.Version == e.From || m.Version == e.To {
-			return m.Version == e.From, nil
+		switch {
+		case m.Version == e.From:
+			left = true
+		case m.Version == e.To && !left:
+			return nil, nil
+		case m.Version == e.To:
+			return newer, nil
+		case left && !t.isHeld(m) && !t.comes(group, m):
+			newer = append(newer, m.Version)
 		}
 	}
-	return true, nil
+	return newer, nil
+}
+
+func (t *transaction) isHeld(m cache.Meta) bool {
+	_, held := t.held(m.Name, m.Version)
+	return held
+}
+
+// comes reports whether a rollout under way has still to bring a version to a group.
+func (t *transaction) comes(group string, m cache.Meta) bool {
+	return slices.ContainsFunc(t.activeIDs(), func(id uint64) bool {
+		r := t.look(id)
+		w := r.waveOf(group)
+		return w >= 0 && r.carries(m.Name, m.Version) && r.Waves[w].State == Pending
+	})
 }
 
 // refuseUnfit names every version that may not come back.

@@ -174,3 +174,58 @@ func TestPromoteToOfManySecretsCanBeTakenBack(t *testing.T) {
 		r.want(name, versions{"production": v})
 	}
 }
+
+// What lies between the version that an operator leaves and the one that he goes back to was superseded before it was proven. Without a hold it comes
+// with the next start of the server: to the group that was taken back, or past it to the later waves.
+func TestRollbackHoldsAlsoWhatLiesBetween(t *testing.T) {
+	r := newRig(t, waves("auto", "canary", "eu us", "rest"))
+	v1 := r.serve("www")
+	old := r.mustAt("us").Number
+	c := r.node("c1", "canary", "www")
+	c.silent = true
+	v2 := r.accept("www")
+	c.silent = false
+	v3 := r.serve("www")
+	r.want("www", r.all(v3))
+	for _, g := range []string{"us", "canary"} {
+		if _, err := r.c.RollbackTo(r.ctx(), g, old, alice); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if r.held("www", v2) != Manual || r.held("www", v3) != Manual {
+			t.Errorf("held %q and %q, want both manual", r.held("www", v2), r.held("www", v3))
+		}
+		r.want("www", versions{"canary": v1, "us": v1, "eu": v3, "rest": v3})
+		r.restart()
+		r.settle()
+	}
+	if n, err := r.c.Release(r.ctx(), "www", ""); n != 2 || err != nil {
+		t.Errorf("%d released, %v; want both", n, err)
+	}
+	r.settle()
+	r.want("www", r.all(v3))
+}
+
+func TestRollbackDoesNotHoldWhatIsOnItsWayToTheGroup(t *testing.T) {
+	r := newRig(t, waves("manual", "canary", "production"))
+	v1 := r.serve("www")
+	old := r.mustAt("production").Number
+	v2 := r.serve("www")
+	v3 := r.serve("www")
+	r.promote("production")
+	r.want("www", r.all(v3))
+	if _, err := r.c.Start(r.ctx(), "www", v2, alice); err != nil {
+		t.Fatal(err)
+	}
+	r.settle()
+	r.want("www", versions{"canary": v2, "production": v3})
+	step, err := r.c.RollbackTo(r.ctx(), "production", old, alice)
+	if err != nil || len(step.Rollouts) != 0 || !slices.Equal(step.Held, []string{"www " + v3.Short()}) {
+		t.Errorf("got %+v, %v; want one held, and no rollout ended", step, err)
+	}
+	r.settle()
+	r.want("www", versions{"canary": v2, "production": v1})
+	r.promote("production")
+	r.want("www", r.all(v2))
+}

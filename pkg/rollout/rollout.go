@@ -53,7 +53,7 @@ type Kind string
 // The kinds of change.
 const (
 	Renewal   Kind = "renewal"   // another version of the same secret
-	Chain     Kind = "chain"     // likewise, of another root, issuer, key type or number of CA certificates
+	Chain     Kind = "chain"     // likewise, of another root, issuer, profile, key type or number of CA certificates
 	Add       Kind = "add"       // a secret that the group did not have
 	Remove    Kind = "remove"    // a secret that left the configuration
 	Emergency Kind = "emergency" // what is served ends soon: to all groups at once, without watch
@@ -110,6 +110,7 @@ type Wave struct {
 	Members  []Member  `json:"members,omitempty"`  // while it moves: nodes that subscribed when their group was switched, or within node_grace before; up to maxMembers
 	Stalled  bool      `json:"stalled,omitempty"`  // every member went without an ACK; it holds no slot any more
 	Forced   bool      `json:"forced,omitempty"`   // an operator let it pass when it was stalled
+	Ahead    bool      `json:"ahead,omitempty"`    // an operator let it go before earlier waves: it does not wait for their nodes
 
 	Handshakes Handshakes   `json:"handshakes"`                // of the last look
 	Gates      []GateResult `json:"gates"`                     // of the last look

@@ -181,24 +181,10 @@ func (t *transaction) enter(ctx context.Context, r *Rollout, w *Wave) (time.Time
 		return recheck, nil
 	}
 	t.couple(r)
+	if err := t.dropExpired(ctx, r); err != nil || r.State.Ended() {
+		return time.Time{}, err
+	}
 	return time.Time{}, t.move(ctx, r, w)
-}
-
-// dropHeld takes what is held out of a rollout: by a node of another rollout, or by an operator.
-func (t *transaction) dropHeld(r *Rollout) {
-	why := ""
-	for c := range r.live() {
-		if h, held := t.held(c.Secret, c.To); held {
-			why = fmt.Sprintf("%s version %s is held (%s): %s", c.Secret, c.To.Short(), h.Kind, h.Reason)
-			r.leave(c.Secret, why)
-		}
-	}
-	switch {
-	case r.empty():
-		r.log(t.now, RolledBack, why, "")
-	case why != "":
-		t.goesOn(r, why, "")
-	}
 }
 
 // mustWait says why a wave does not begin yet; empty if nothing keeps it.

@@ -65,6 +65,9 @@ func TestCulpritLeavesTheTrainAndTheRestGoesOn(t *testing.T) {
 				if r.held("b", now["b"]) != Hard || r.held("a", now["a"]) != "" || r.held("d", now["d"]) != "" {
 					t.Errorf("holds are %+v, want b alone", r.c.Holds())
 				}
+				if h := r.c.Holds()[0]; h.Handshake != (how == "handshake") { // whatever the others of the train showed
+					t.Errorf("the hold is %+v after a %s", h, how)
+				}
 				if _, err := r.c.Rollback(r.ctx(), "canary", alice); err != nil { // the rest of the train can still be taken back
 					t.Fatal(err)
 				}

@@ -264,7 +264,8 @@ type record struct {
 // records encodes what changed: holds first, then rollouts that ended, then the others.
 func (t *transaction) records() ([]record, error) {
 	var records []record
-	for id, h := range t.holds {
+	for _, id := range slices.SortedFunc(maps.Keys(t.holds), holdID.compare) { // in one order: they may fill several commits
+		h := t.holds[id]
 		r := record{operation: store.Delete(store.Key(holdPrefix, id.secret, string(id.version))), id: id, hold: h}
 		if h != nil {
 			h.Deadline = t.overruled(*h)
@@ -280,7 +281,8 @@ func (t *transaction) records() ([]record, error) {
 		records = append(records, r)
 	}
 	for _, ended := range []bool{true, false} {
-		for id, r := range t.rollouts {
+		for _, id := range slices.Sorted(maps.Keys(t.rollouts)) {
+			r := t.rollouts[id]
 			if r.State.Ended() != ended {
 				continue
 			}

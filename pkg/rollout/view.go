@@ -1,14 +1,12 @@
 package rollout
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/store"
@@ -87,7 +85,7 @@ func (c *Controller) Holds() []Hold {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.SortedFunc(maps.Values(c.holds), func(a, b Hold) int {
-		return cmp.Or(strings.Compare(a.Secret, b.Secret), strings.Compare(string(a.Version), string(b.Version)))
+		return holdID{a.Secret, a.Version}.compare(holdID{b.Secret, b.Version})
 	})
 }
 

@@ -23,7 +23,7 @@ func (f *fleet) certifyBoth(t testing.TB, group, one, other string, dnsNames ...
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, _, err := p.PutSecret(context.Background(), s, cache.SourceImport, "")
+		m, _, err := p.PutSecret(context.Background(), s, cache.Origin{Source: cache.SourceImport})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,7 +24,7 @@ func (f *fleet) certify(t testing.TB, group, name string, dnsNames ...string) se
 		t.Fatal(err)
 	}
 	p := f.cache.Plan()
-	m, _, err := p.PutSecret(context.Background(), s, cache.SourceImport, "")
+	m, _, err := p.PutSecret(context.Background(), s, cache.Origin{Source: cache.SourceImport})
 	if err != nil {
 		t.Fatal(err)
 	}

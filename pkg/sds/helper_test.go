@@ -332,7 +332,7 @@ func (f *fleet) rotate(t testing.TB, group string, names ...string) secret.Versi
 		p := f.cache.Plan()
 		changes := map[string]secret.Version{}
 		for _, name := range chunk {
-			m, _, err := p.PutSecret(context.Background(), f.ca.secret(t, name), cache.SourceImport, "")
+			m, _, err := p.PutSecret(context.Background(), f.ca.secret(t, name), cache.Origin{Source: cache.SourceImport})
 			if err != nil {
 				t.Fatal(err)
 			}

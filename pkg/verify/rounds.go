@@ -33,6 +33,8 @@ type Round struct {
 	// OK and Failed count handshakes about the wanted secrets, each once, however often it was repeated. Where another secret's certificate is shown as
 	// that secret is wanted, nothing is counted: both may be 0 at the end though Targets is not.
 	OK, Failed int
+	// Served counts those of OK by secret.
+	Served map[string]int
 	// Findings are what failed, at most 20, one for each secret, node, kind and address, those that prove something first.
 	Findings []Finding
 }
@@ -104,7 +106,7 @@ func (m *Monitor) Look(group string, want map[string]secret.Version, since time.
 		return Round{}
 	}
 	round := l.round
-	round.Findings = slices.Clone(round.Findings)
+	round.Served, round.Findings = maps.Clone(round.Served), slices.Clone(round.Findings)
 	return round
 }
 
@@ -178,7 +180,7 @@ func (r *rounds) due(now time.Time) []*lookout {
 		}
 		if l.waiting && !l.running {
 			l.waiting, l.running, l.cancel = false, true, func() {}
-			l.round, l.about = Round{Began: now}, map[string]bool{}
+			l.round, l.about = Round{Began: now, Served: map[string]int{}}, map[string]bool{}
 			due = append(due, l)
 		}
 	}
@@ -257,6 +259,7 @@ func (m *Monitor) judged(l *lookout, r *Result) *Finding {
 		m.rounds.mu.Lock()
 		defer m.rounds.mu.Unlock()
 		l.round.OK++
+		l.round.Served[name]++
 		return nil
 	}
 	f := r.finding(name, l.want[name])

@@ -329,6 +329,25 @@ func TestRoundIsAboutItsSecrets(t *testing.T) {
 	}
 }
 
+// Whether anybody was shown the wanted version is asked for each secret alone: that others of a train are good speaks for none that is not.
+func TestRoundCountsWhatIsServedBySecret(t *testing.T) {
+	ca := newPKI(t)
+	good, bad, old := ca.pair(t, ecKey(t), site), ca.pair(t, ecKey(t), "b.example"), ca.pair(t, ecKey(t), "b.example")
+	first := serve(t, &tls.Config{Certificates: []tls.Certificate{good}})
+	second := serve(t, &tls.Config{Certificates: []tls.Certificate{old}})
+	p := startProber(t, one("g", 300*time.Millisecond, target(first.address, ca.leaf(good, "www", "v2")), target(second.address, ca.leaf(bad, "b", "v2"))))
+	p.wants.known[ca.leaf(old, "", "").SHA256] = "v1"
+	both := map[string]secret.Version{"www": "v2", "b": "v2"}
+	r := p.ended("g", both, time.Now())
+	if r.OK != 2 || r.Failed != 2 || r.Served["www"] != 2 || r.Served["b"] != 0 {
+		t.Fatalf("got %+v, want two handshakes that show www, and none that shows b", r)
+	}
+	r.Served["b"] = 7
+	if again := p.Look("g", both, r.Began); again.Served["b"] != 0 {
+		t.Error("the caller's copy is the monitor's own")
+	}
+}
+
 // A group that is at something else proves nothing about the wanted version, and accuses nobody.
 func TestRoundOfAGroupThatHasMoved(t *testing.T) {
 	ca := newPKI(t)

@@ -44,6 +44,7 @@ type wire struct {
 	asked   int                   // guarded by mu; requests of the Envoy so far
 	nodes   int                   // guarded by mu; requests with a node among them
 	refuses bool                  // guarded by mu; streams are ended at once
+	held    chan struct{}         // guarded by mu; nil: nothing is kept back; closed when that ends
 }
 
 func startWire(t *testenv.T, upstream string) *wire {
@@ -170,9 +171,40 @@ func (w *wire) responses(up grpc.ClientStream, down grpc.ServerStream, delta boo
 		if err != nil {
 			return status.Error(codes.Internal, err.Error())
 		}
+		if err := w.passes(down.Context()); err != nil {
+			return err
+		}
 		if err := down.SendMsg(&changed); err != nil {
 			return err
 		}
+	}
+}
+
+// hold keeps back what the server writes from now on, until it is called with false.
+func (w *wire) hold(on bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if on {
+		w.held = make(chan struct{})
+		return
+	}
+	close(w.held)
+	w.held = nil
+}
+
+// passes waits while what the server writes is kept back.
+func (w *wire) passes(ctx context.Context) error {
+	w.mu.Lock()
+	held := w.held
+	w.mu.Unlock()
+	if held == nil {
+		return nil
+	}
+	select {
+	case <-held:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

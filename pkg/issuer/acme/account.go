@@ -149,6 +149,10 @@ func (i *Issuer) register(ctx context.Context) (kid string, err error) {
 		return "", err
 	}
 	key := accountKey{signer: i.accounts.key.signer} // without the kid, the request carries the public key
+	use := issuer.Use{Kind: issuer.UseAccount}
+	if err := i.spend(ctx, use); err != nil {
+		return "", err
+	}
 	err = i.conn.call(ctx, key, endpointNewAccount, func(core *api.Core) error {
 		var got legoacme.ExtendedAccount
 		var err error
@@ -162,6 +166,10 @@ func (i *Issuer) register(ctx context.Context) (kid string, err error) {
 	})
 	if err == nil && kid == "" {
 		err = &failure{err: errors.New("the CA gave no account URL"), endpoint: endpointNewAccount, status: 200}
+	}
+	if notCounted(err, endpointNewAccount) {
+		i.giveBack(ctx, use)
+		i.limited(ctx, use, err)
 	}
 	if err != nil {
 		return "", i.classify(ctx, "register the account", err)

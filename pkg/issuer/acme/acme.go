@@ -4,8 +4,8 @@
 // messages; this package drives the order itself, because lego's own driver has no contexts, forgets an order whose answer got
 // lost, solves names one after the other and verifies nothing.
 //
-// Invariants: an order whose URL is known, its key and its request are in the store before the first challenge is answered, and
-// go only in the commit that stores the certificate or when the order leads nowhere; finalize is sent only to an order that is
+// Invariants: the budget is asked, and an order's key and request are in the store, before the order is asked for; its URL is there
+// before the first challenge is answered; they go only in the commit that stores the certificate or when the order leads nowhere; finalize is sent only to an order that is
 // ready, and never again without a look at the order; nothing that the CA sends is trusted: the chain must pass every rule of
 // package secret, fit the request and its key, and reach the configured roots; no answer and no silence of a CA holds a call
 // longer than its context.
@@ -20,6 +20,8 @@ import (
 	"log/slog"
 	"net/url"
 	"time"
+
+	legoacme "github.com/go-acme/lego/v4/acme"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/secret"
@@ -51,6 +53,8 @@ type Options struct {
 	Store store.Store
 	// Responder answers the challenges. Required.
 	Responder *Responder
+	// Budget keeps count of what the CA allows; it must be a pointer, so that Same can compare it. Nil allows everything.
+	Budget issuer.Budget
 	// Metrics counts the requests. Required.
 	Metrics *Metrics
 	// Logger gets what an operator acts on. Required.
@@ -159,6 +163,9 @@ func (i *Issuer) Obtain(ctx context.Context, request issuer.Request) (*secret.Se
 	if request.Progress == nil {
 		request.Progress = func(issuer.Step) {}
 	}
+	if request.Profiled == nil {
+		request.Profiled = func(string) {}
+	}
 	inner, cancel := context.WithTimeout(ctx, i.options.OrderTimeout)
 	defer cancel()
 	s, err := i.obtain(inner, request)
@@ -170,10 +177,9 @@ func (i *Issuer) Obtain(ctx context.Context, request issuer.Request) (*secret.Se
 	}
 	i.conn.forgetDirectory() // it may be why
 	if inner.Err() != nil && !isIssuerError(err) {
-		return nil, &issuer.Error{
-			Kind: issuer.KindTemporary, Issuer: i.options.Name, Hint: hintUnreachable, Err: err,
-			Message: fmt.Sprintf("the order did not end within %v; it is taken up again", i.options.OrderTimeout),
-		}
+		e := i.because(causeUnfinished, fmt.Sprintf("the order did not end within %v; it is taken up again", i.options.OrderTimeout))
+		e.Err = err
+		return nil, e
 	}
 	return nil, i.classify(ctx, "order", err)
 }
@@ -188,9 +194,15 @@ func (i *Issuer) obtain(ctx context.Context, request issuer.Request) (*secret.Se
 	if err != nil {
 		return nil, i.classify(ctx, "order", err)
 	}
-	if o != nil {
+	var state *legoacme.Order
+	if o != nil && o.Step == orderRequested {
+		if state, err = i.takeUp(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	if o != nil && o.URL != "" {
 		i.log.InfoContext(ctx, "order taken up again", "secret", request.Secret, "order", o.URL, "step", o.Step)
-		s, err := i.drive(ctx, request, o, nil)
+		s, err := i.drive(ctx, request, o, state)
 		if !errors.Is(err, errOrderDead) {
 			return s, err
 		}

@@ -2,6 +2,7 @@ package acme
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -116,7 +117,12 @@ func TestProfileIsAskedFor(t *testing.T) {
 	for want, life := range map[string]time.Duration{"": 90 * 24 * time.Hour, "short": time.Hour, "shorter": time.Minute} {
 		r := request("a.example")
 		r.Secret, r.Profile = "www"+want, want
+		told := ""
+		r.Profiled = func(name string) { told = name }
 		s := f.obtain(i, r)
+		if told != cmp.Or(want, profile) {
+			t.Errorf("profile %q: told that it was ordered with %q", want, told)
+		}
 		if got := s.NotAfter().Sub(s.NotBefore()); (got - life).Abs() > 2*time.Second {
 			t.Errorf("profile %q: got a life of %v, want %v", want, got, life)
 		}

@@ -69,10 +69,9 @@ func (d *driver) answerChallenge(ctx context.Context, url string, present func(h
 	host := authorization.Identifier.Value
 	challenge := findHTTP01(authorization)
 	if challenge == nil {
-		return &issuer.Error{
-			Kind: issuer.KindRejected, Issuer: d.options.Name, Identifier: printable(host),
-			Message: "authorization: the CA offers no http-01 challenge", Hint: "use an issuer that does",
-		}
+		e := d.because(causeNoChallenge, "authorization: the CA offers no http-01 challenge")
+		e.Identifier = printable(host)
+		return e
 	}
 	var keyAuthorization string
 	err = d.conn.call(ctx, d.key, endpointDirectory, func(core *api.Core) error {
@@ -125,14 +124,18 @@ func findHTTP01(a legoacme.Authorization) *legoacme.Challenge {
 	return nil
 }
 
-// reason finds out why an order is invalid: its own error, and the problem of each authorization that failed.
-func (d *driver) reason(ctx context.Context) *issuer.Error {
-	e := &issuer.Error{Issuer: d.options.Name}
+// reason finds out why an order is invalid: its own error, and the problem of each authorization that failed. It also returns the
+// names whose validation failed.
+func (d *driver) reason(ctx context.Context) (e *issuer.Error, failed []string) {
+	e = &issuer.Error{Issuer: d.options.Name}
 	var names, parts []string
 	for _, url := range d.state.Authorizations {
 		a, err := d.authorization(ctx, url)
 		if err != nil {
 			continue // the order's own error is left to tell
+		}
+		if a.Status == legoacme.StatusInvalid {
+			failed = append(failed, a.Identifier.Value)
 		}
 		for _, c := range a.Challenges {
 			if c.Error == nil {
@@ -142,18 +145,24 @@ func (d *driver) reason(ctx context.Context) *issuer.Error {
 			names = append(names, name)
 			parts = append(parts, fmt.Sprintf("%s: %s", name, describe(c.Error)))
 			if e.Kind == "" || e.Kind == issuer.KindTemporary {
-				e.Kind, e.Hint = kindOf(c.Error)
+				setCause(e, d.causeOf(c.Error, validation, 0))
 			}
 		}
 	}
+	at := validation
+	if d.order.Step == orderFinalizing {
+		at = endpointFinalize
+	}
 	switch {
+	case d.state.Error != nil && len(d.state.Error.SubProblems) > 0: // it names each of them
+		d.fromProblem(e, "order", d.state.Error, at)
 	case len(parts) > 0:
 		e.Identifier = strings.Join(names, ", ")
 		e.Message = "the CA could not validate the name: " + strings.Join(parts, "; ")
 	case d.state.Error != nil:
-		d.fromProblem(e, "order", d.state.Error)
+		d.fromProblem(e, "order", d.state.Error, at)
 	default:
-		e.Kind, e.Message = issuer.KindRejected, "order: the CA made it invalid and gave no reason"
+		e = d.because(causeUnknownReason, "order: the CA made it invalid and gave no reason")
 	}
-	return e
+	return e, failed
 }

@@ -46,7 +46,7 @@ func (d *driver) ends(e *issuer.Error) bool {
 		return true
 	case e.Kind != issuer.KindRejected:
 		return false
-	case d.order.Step == orderPlaced:
+	case d.order.Step != orderFinalizing:
 		return !answered || f.aboutOrder()
 	}
 	return answered && f.endpoint == endpointOrder && f.unknownOrder()
@@ -94,6 +94,9 @@ func refusedRequest(e *issuer.Error) bool {
 func (d *driver) dead(ctx context.Context, e *issuer.Error) error {
 	if err := d.dropOrder(ctx, d.order); err != nil {
 		return d.internal(fmt.Sprintf("%s; delete the order", e.Message), err)
+	}
+	if d.order.Step != orderFinalizing || refusedRequest(e) {
+		d.uncount(ctx, d.order) // no certificate can have been issued
 	}
 	e.Err = errors.Join(errOrderDead, e.Err)
 	return e

@@ -36,6 +36,8 @@ type exchange struct {
 	last       endpoint
 	status     int
 	retryAfter time.Duration
+	// own is the last answer to the call's own request.
+	own rawAnswer
 }
 
 // RoundTrip sends one request of lego and reads the whole answer, so that the deadline covers the body and the connection can
@@ -61,6 +63,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	x.conn.count(at, statusCode(resp.status))
+	x.conn.keepDate(resp.header, time.Now())
 	x.status, x.retryAfter = resp.status, parseRetryAfter(resp.header.Get("Retry-After"), time.Now())
 	if at == endpointDirectory && resp.status == http.StatusOK {
 		x.conn.keepDirectory(resp.body, time.Now())
@@ -68,8 +71,17 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 	if at != endpointNonce {
 		x.conn.pushNonce(resp.header.Get("Replay-Nonce"))
 	}
-	if isBadNonce(resp) {
+	if at == x.endpoint {
+		x.own = resp
+	}
+	switch p := problemOf(resp); {
+	case p == nil:
+	case p.Type == problemBadNonce && resp.status == http.StatusBadRequest:
 		return nil, errBadNonce
+	case p.Type == problemAlreadyReplaced:
+		// Lego would send the order again without "replaces", by itself and unseen (v4.35.2, OrderService.NewWithOptions): an error
+		// of the transport is none that it knows.
+		return nil, p
 	}
 	r := answer(req, resp.header, resp.body)
 	r.StatusCode, r.Status = resp.status, strconv.Itoa(resp.status)
@@ -109,32 +121,49 @@ func answer(req *http.Request, header http.Header, body []byte) *http.Response {
 	}
 }
 
-func isBadNonce(r rawAnswer) bool {
-	if r.status != http.StatusBadRequest {
-		return false
+// problemOf returns the problem document of an answer, or nil.
+func problemOf(r rawAnswer) *legoacme.ProblemDetails {
+	if r.status < http.StatusBadRequest {
+		return nil
 	}
-	var problem struct {
-		Type string `json:"type"`
+	problem := &legoacme.ProblemDetails{}
+	if json.Unmarshal(r.body, problem) != nil || problem.Type == "" {
+		return nil
 	}
-	return json.Unmarshal(r.body, &problem) == nil && problem.Type == legoacme.BadNonceErr
+	if problem.HTTPStatus == 0 {
+		problem.HTTPStatus = r.status
+	}
+	return problem
 }
 
 // parseRetryAfter returns the time until the instant that a Retry-After header names (RFC 9110, Section 10.2.3), between 0 and
 // maxRetryAfter; 0 also for what cannot be read.
 func parseRetryAfter(value string, now time.Time) time.Duration {
+	after, _ := readRetryAfter(value, now)
+	return after
+}
+
+// readRetryAfter is parseRetryAfter, and reports whether the header could be read.
+func readRetryAfter(value string, now time.Time) (time.Duration, bool) {
 	if seconds, err := strconv.ParseInt(value, 10, 64); err == nil {
-		return time.Duration(min(max(seconds, 0), int64(maxRetryAfter/time.Second))) * time.Second
+		return time.Duration(min(max(seconds, 0), int64(maxRetryAfter/time.Second))) * time.Second, true
 	}
 	at, err := http.ParseTime(value)
 	if err != nil {
-		return 0
+		return 0, false
 	}
-	return min(max(at.Sub(now), 0), maxRetryAfter)
+	return min(max(at.Sub(now), 0), maxRetryAfter), true
 }
 
 // maxRetryAfter is the refill time of the slowest known limit (5 certificates for an exact set in 7 days). A CA that asks for
 // more is believed only so far.
 const maxRetryAfter = 7 * 24 * time.Hour
+
+// asFailure returns the failed call in err, or nil.
+func asFailure(err error) *failure {
+	f, _ := errors.AsType[*failure](err)
+	return f
+}
 
 // failure is a call that did not succeed, with what is known of the answer. endpoint is whose answer it is.
 type failure struct {
@@ -167,21 +196,42 @@ func (c *conn) call(ctx context.Context, key accountKey, at endpoint, do func(*a
 	return err
 }
 
-// ask runs one lego call with a Core of its own, and returns the answer's Retry-After; errors are *failure. A refused nonce is
-// replaced here, because it says nothing about the request (RFC 8555, Section 6.5).
+// ask is run without the answer itself, but for its Retry-After.
 func (c *conn) ask(ctx context.Context, key accountKey, at endpoint, do func(*api.Core) error) (time.Duration, error) {
+	x, err := c.run(ctx, key, at, do)
+	if err != nil {
+		return 0, err
+	}
+	return x.retryAfter, nil
+}
+
+// post sends a POST-as-GET (RFC 8555, Section 6.3) for which lego has no method; the answer is a JSON object.
+func (c *conn) post(ctx context.Context, key accountKey, at endpoint, address string) (rawAnswer, error) {
+	x, err := c.run(ctx, key, at, func(core *api.Core) error {
+		_, err := core.Orders.Get(address) // any object has the form of an order without fields
+		return err
+	})
+	if err != nil {
+		return rawAnswer{}, err
+	}
+	return x.own, nil
+}
+
+// run makes one lego call with a Core of its own; errors are *failure. A refused nonce is replaced here, because it says nothing
+// about the request (RFC 8555, Section 6.5).
+func (c *conn) run(ctx context.Context, key accountKey, at endpoint, do func(*api.Core) error) (*exchange, error) {
 	wait := 10 * time.Millisecond
 	for try := 1; ; try++ {
 		x := &exchange{ctx: ctx, conn: c, endpoint: at, last: at}
 		err := x.run(key, do)
 		if err == nil {
-			return x.retryAfter, nil
+			return x, nil
 		}
 		if errors.Is(err, errBadNonce) && try < badNonceTries && sleep(ctx, wait) == nil {
 			wait = min(2*wait, 2*time.Second)
 			continue
 		}
-		return 0, &failure{err: err, endpoint: x.last, status: x.status, retryAfter: x.retryAfter}
+		return nil, &failure{err: err, endpoint: x.last, status: x.status, retryAfter: x.retryAfter}
 	}
 }
 

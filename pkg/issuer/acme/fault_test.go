@@ -64,6 +64,9 @@ func reset(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 
 const every = 1 << 40 // requests, for respond
 
+// pausedText is what Let's Encrypt says of a paused account.
+const pausedText = "Your account is temporarily prevented from requesting certificates. Please visit: https://portal.example/?jwt=x"
+
 func TestKindsOfErrors(t *testing.T) {
 	t.Parallel()
 	type answer = http.HandlerFunc
@@ -83,7 +86,6 @@ func TestKindsOfErrors(t *testing.T) {
 	says := func(status int, problemType, detail string) answer {
 		return func(w http.ResponseWriter, _ *http.Request) { problem(w, status, problemType, detail) }
 	}
-	const paused = "Your account is temporarily prevented from requesting certificates. Please visit: https://portal.example/?jwt=x"
 	tests := []struct {
 		name       string
 		kind       testenv.Kind
@@ -93,7 +95,7 @@ func TestKindsOfErrors(t *testing.T) {
 		text, hint string
 	}{
 		{name: "429 with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("120", says(429, "rateLimited", "too many")), want: issuer.KindRateLimited, retryAfter: 2 * time.Minute, text: "too many", hint: "wait"},
-		{name: "429 paused", kind: testenv.KindNewOrder, answer: says(429, "rateLimited", paused), want: issuer.KindRateLimited, text: "https://portal.example/?jwt=x", hint: "follow the link"},
+		{name: "429 paused", kind: testenv.KindNewOrder, answer: says(429, "rateLimited", pausedText), want: issuer.KindPaused, text: "temporarily prevented", hint: "https://portal.example/?jwt=x"},
 		{name: "429 HTML", kind: testenv.KindNewOrder, answer: withRetryAfter("60", text(429, "<html>")), want: issuer.KindRateLimited, retryAfter: time.Minute},
 		{name: "503 HTML with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("600", text(503, "<html>busy</html>")), want: issuer.KindTemporary, retryAfter: 10 * time.Minute, text: "503"},
 		{name: "503 JSON with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("600", says(503, "serverInternal", "maintenance")), want: issuer.KindTemporary, retryAfter: 10 * time.Minute, text: "maintenance"},
@@ -341,7 +343,7 @@ func TestInvalidOrderNamesIdentifierAndReason(t *testing.T) {
 	other := &Responder{} // nobody routes the challenge to the responder that has the tokens
 	i := f.issuer(func(o *Options) { o.Responder = other })
 	_, err := i.Obtain(f.Ready(), request("a.example", "b.example"))
-	e := wantKind(t, err, issuer.KindRejected, "unauthorized", "could not validate")
+	e := wantKind(t, err, issuer.KindValidation, "unauthorized", "could not validate")
 	if e.Identifier != "a.example" && e.Identifier != "b.example" && len(strings.Split(e.Identifier, ", ")) != 2 {
 		t.Errorf("got identifier %q", e.Identifier)
 	}
@@ -368,7 +370,7 @@ func TestNothingListensOnPort80(t *testing.T) {
 		o.Name, o.Directory, o.CAFile, o.RootsFile = "deaf", deaf.Directory, deaf.CAFile, deaf.RootsFile
 	})
 	_, err := i.Obtain(f.Ready(), request("a.example"))
-	if e := wantKind(t, err, issuer.KindRejected, "a.example", "connection"); !strings.Contains(e.Hint, "port 80") {
+	if e := wantKind(t, err, issuer.KindValidation, "a.example", "connection"); !strings.Contains(e.Hint, "port 80") {
 		t.Errorf("got hint %q, want it to name port 80", e.Hint)
 	}
 }

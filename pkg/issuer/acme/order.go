@@ -10,9 +10,6 @@ import (
 	"strings"
 	"time"
 
-	legoacme "github.com/go-acme/lego/v4/acme"
-	"github.com/go-acme/lego/v4/acme/api"
-
 	"github.com/sds-server/sds-server/pkg/issuer"
 	"github.com/sds-server/sds-server/pkg/store"
 )
@@ -23,7 +20,7 @@ type order struct {
 	Issuer string `json:"issuer"`
 	// Account is the URL of the account that placed it.
 	Account string `json:"account"`
-	// URL is the order's own (RFC 8555, Section 7.4).
+	// URL is the order's own (RFC 8555, Section 7.4); empty while it is not known.
 	URL string `json:"url"`
 	// Key is the certificate's private key (PEM, PKCS #8), CSR the request (DER) that is sent when the order is ready.
 	Key string `json:"key"`
@@ -33,14 +30,18 @@ type order struct {
 	KeyType     string    `json:"key_type"`
 	Profile     string    `json:"profile"`
 	Created     time.Time `json:"created"`
-	// Step is orderPlaced, or orderFinalizing once finalize may have been sent. What happens next is decided by what the CA says of
-	// the order; the step decides how much it takes to give the order up.
+	// Step is orderRequested while the CA may have the order and its URL is not known, then orderPlaced, then orderFinalizing once
+	// finalize may have been sent. What happens next is decided by what the CA says of the order; the step decides how much it takes to
+	// give the order up.
 	Step string `json:"step"`
+	// Counted is what the budget has recorded for it; nil where there is none.
+	Counted *counted `json:"counted,omitempty"`
 
 	revision int64
 }
 
 const (
+	orderRequested  = "requested"
 	orderPlaced     = "placed"
 	orderFinalizing = "finalizing"
 )
@@ -54,15 +55,16 @@ var errOrderDead = errors.New("the order is dead")
 
 // check refuses requests that HTTP-01 cannot serve.
 func (i *Issuer) check(request issuer.Request) error {
-	refuse := func(name, message, hint string) error {
-		return &issuer.Error{Kind: issuer.KindRejected, Issuer: i.options.Name, Identifier: name, Message: message, Hint: hint}
-	}
 	if len(request.DNSNames)+len(request.IPAddresses) == 0 {
-		return refuse("", "the certificate has no name", "set dns_names or ip_addresses")
+		return &issuer.Error{
+			Kind: issuer.KindRejected, Issuer: i.options.Name, Message: "the certificate has no name", Hint: "set dns_names or ip_addresses",
+		}
 	}
 	for _, name := range request.DNSNames {
 		if strings.Contains(name, "*") {
-			return refuse(name, "a wildcard needs a dns-01 challenge, which is not supported yet", "list the names one by one")
+			e := i.because(causeWildcard, "a wildcard needs a dns-01 challenge, which is not supported yet")
+			e.Identifier = name
+			return e
 		}
 	}
 	return nil
@@ -102,7 +104,10 @@ func (i *Issuer) loadOrder(ctx context.Context, request issuer.Request) (*order,
 		return o, nil
 	}
 	i.log.InfoContext(ctx, "stored order dropped", "secret", request.Secret, "order", o.URL, "reason", why)
-	return nil, i.dropOrder(ctx, o)
+	if o.Step == orderFinalizing {
+		return nil, i.dropOrder(ctx, o) // there may be a certificate
+	}
+	return nil, i.giveUp(ctx, o)
 }
 
 // unfit says why an order is not taken up again for a request; "" if it is.
@@ -111,11 +116,14 @@ func (i *Issuer) unfit(o *order, request issuer.Request) string {
 		return "its key cannot be read"
 	}
 	// A changed profile counts from the next renewal where there may be a certificate: throwing it away would be a second one.
-	if o.Issuer != i.options.Name || o.KeyType != request.KeyType || o.Step == orderPlaced && o.Profile != request.Profile ||
+	if o.Issuer != i.options.Name || o.KeyType != request.KeyType || o.Step != orderFinalizing && o.Profile != request.Profile ||
 		!slices.Equal(o.Identifiers, identifiers(request)) {
 		return "the certificate is configured differently now"
 	}
-	if o.Step == orderPlaced && time.Since(o.Created) > longestPlaced {
+	if o.URL == "" && o.Step != orderRequested {
+		return "it has no URL"
+	}
+	if o.Step != orderFinalizing && time.Since(o.Created) > longestPlaced {
 		return "it has not become ready for too long"
 	}
 	return ""
@@ -146,60 +154,6 @@ func (i *Issuer) dropOrder(ctx context.Context, o *order) error {
 		return fmt.Errorf("store: %w", err)
 	}
 	return nil
-}
-
-// placeOrder makes key and request, asks for a new order, and stores all three; it also returns what the CA said. When the answer or the store fails the order is
-// lost to us, and expires at the CA without a certificate: no challenge of it was answered.
-func (i *Issuer) placeOrder(ctx context.Context, request issuer.Request) (*order, *legoacme.Order, error) {
-	request.Progress(issuer.StepOrdering)
-	names := identifiers(request)
-	key, err := newKey(request.KeyType)
-	if err != nil {
-		return nil, nil, i.internal("certificate key", err)
-	}
-	o := &order{
-		Secret: request.Secret, Issuer: i.options.Name, Identifiers: names, KeyType: request.KeyType, Profile: request.Profile,
-		Created: time.Now().UTC(), Step: orderPlaced,
-	}
-	if o.Key, err = encodeKey(key); err != nil {
-		return nil, nil, i.internal("certificate key", err)
-	}
-	if o.CSR, err = newCSR(key, request); err != nil {
-		return nil, nil, i.internal("certificate request", err)
-	}
-	account, err := i.ensureAccount(ctx, "")
-	if err != nil {
-		return nil, nil, err
-	}
-	placed, err := i.newOrder(ctx, account, o)
-	if isProblem(err, problemAccountDoesNotExist) {
-		if account, err = i.ensureAccount(ctx, account.kid); err != nil {
-			return nil, nil, err
-		}
-		placed, err = i.newOrder(ctx, account, o)
-	}
-	if err != nil {
-		return nil, nil, i.classify(ctx, "new order", err)
-	}
-	o.Account, o.URL = account.kid, placed.Location
-	if err := i.saveOrder(ctx, o); err != nil {
-		return nil, nil, i.classify(ctx, "order", err)
-	}
-	i.log.DebugContext(ctx, "order placed", "secret", o.Secret, "order", o.URL)
-	return o, &placed.Order, nil
-}
-
-// newOrder is sent once: every one that the CA accepts counts against its limits.
-func (i *Issuer) newOrder(ctx context.Context, key accountKey, o *order) (placed legoacme.ExtendedOrder, err error) {
-	err = i.conn.call(ctx, key, endpointNewOrder, func(core *api.Core) error {
-		var err error
-		placed, err = core.Orders.NewWithOptions(o.Identifiers, &api.OrderOptions{Profile: o.Profile})
-		if err == nil && placed.Location == "" {
-			return errors.New("the CA gave no order URL")
-		}
-		return err
-	})
-	return placed, err
 }
 
 // isProblem reports whether the CA answered with a problem of this type.

@@ -1,6 +1,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +14,6 @@ import (
 
 	"github.com/sds-server/sds-server/internal/testenv"
 	"github.com/sds-server/sds-server/pkg/issuer"
-	"github.com/sds-server/sds-server/pkg/issuer/issuertest"
 	"github.com/sds-server/sds-server/pkg/secret"
 	"github.com/sds-server/sds-server/pkg/store"
 )
@@ -106,59 +106,56 @@ func TestOrderIsStoredBeforeTheFirstChallengeIsAnswered(t *testing.T) {
 }
 
 // TestCrashAtEachRequest kills Obtain before the CA has a request, and after it but before we have the answer, and takes the order
-// up again with a new Issuer.
+// up again with a new Issuer. The second half does so while an order is looked for whose URL an earlier crash has lost.
 func TestCrashAtEachRequest(t *testing.T) {
 	t.Parallel()
-	const unknown = 2 // orders where the crash comes before the order's URL is known
 	tests := []struct {
+		lost   bool // by an earlier crash
 		kind   testenv.Kind
 		point  testenv.Point
 		orders int // placed in all; at most, where a validation is under way at the crash
 		atMost bool
 	}{
-		{testenv.KindDirectory, testenv.Before, 1, false},
-		{testenv.KindNonce, testenv.After, 1, false},
-		{testenv.KindNewAccount, testenv.Before, 1, false},
-		{testenv.KindNewAccount, testenv.After, 1, false},
-		{testenv.KindNewOrder, testenv.Before, 1, false},
-		{testenv.KindNewOrder, testenv.After, unknown, false},
-		{testenv.KindAuthz, testenv.Before, 1, false},
-		{testenv.KindAuthz, testenv.After, 1, false},
-		{testenv.KindChallenge, testenv.Before, 1, false},
-		{testenv.KindChallenge, testenv.After, 2, true},
-		{testenv.KindOrder, testenv.Before, 2, true},
-		{testenv.KindOrder, testenv.After, 2, true},
-		{testenv.KindFinalize, testenv.Before, 1, false},
-		{testenv.KindFinalize, testenv.After, 1, false},
-		{testenv.KindCert, testenv.Before, 1, false},
-		{testenv.KindCert, testenv.After, 1, false},
+		{false, testenv.KindDirectory, testenv.Before, 1, false},
+		{false, testenv.KindDirectory, testenv.After, 1, false},
+		{false, testenv.KindNonce, testenv.Before, 1, false},
+		{false, testenv.KindNonce, testenv.After, 1, false},
+		{false, testenv.KindNewAccount, testenv.Before, 1, false},
+		{false, testenv.KindNewAccount, testenv.After, 1, false},
+		{false, testenv.KindNewOrder, testenv.Before, 1, false},
+		{false, testenv.KindNewOrder, testenv.After, 1, false},
+		{false, testenv.KindAuthz, testenv.Before, 1, false},
+		{false, testenv.KindAuthz, testenv.After, 1, false},
+		{false, testenv.KindChallenge, testenv.Before, 1, false},
+		{false, testenv.KindChallenge, testenv.After, 2, true},
+		{false, testenv.KindOrder, testenv.Before, 2, true},
+		{false, testenv.KindOrder, testenv.After, 2, true},
+		{false, testenv.KindFinalize, testenv.Before, 1, false},
+		{false, testenv.KindFinalize, testenv.After, 1, false},
+		{false, testenv.KindCert, testenv.Before, 1, false},
+		{false, testenv.KindCert, testenv.After, 1, false},
+
+		{true, testenv.KindAccount, testenv.Before, 1, false},
+		{true, testenv.KindAccount, testenv.After, 1, false},
+		{true, testenv.KindOrders, testenv.Before, 1, false},
+		{true, testenv.KindOrders, testenv.After, 1, false},
+		{true, testenv.KindOrder, testenv.Before, 1, false},
+		{true, testenv.KindOrder, testenv.After, 1, false},
+		{true, testenv.KindAuthz, testenv.Before, 1, false},
+		{true, testenv.KindFinalize, testenv.After, 1, false},
 	}
 	for _, tt := range tests {
-		name := fmt.Sprintf("before %s", tt.kind)
+		name := fmt.Sprintf("before %s, lost %t", tt.kind, tt.lost)
 		if tt.point == testenv.After {
-			name = fmt.Sprintf("after %s", tt.kind)
+			name = fmt.Sprintf("after %s, lost %t", tt.kind, tt.lost)
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, testenv.PebbleOptions{})
-			hold := f.proxy.Hold(tt.kind, tt.point)
-			ctx, crash := context.WithCancel(t.Context())
-			defer crash()
-			done := make(chan error, 1)
-			i := f.issuer(nil)
-			go func() {
-				_, err := i.Obtain(ctx, request("a.example"))
-				done <- err
-			}()
-			select {
-			case <-hold.Reached():
-			case err := <-done:
-				t.Fatalf("the request never came: %v", err)
+			if tt.lost {
+				f.loseURL(request("a.example"))
 			}
-			crash()
-			if err := <-done; !errors.Is(err, context.Canceled) {
-				t.Fatalf("got %v, want the end of the context", err)
-			}
+			hold := f.crashAtRequest(tt.kind, tt.point)
 			defer hold.Release() // not before: the request of a dead process must not go on
 			s := f.obtain(f.issuer(nil), request("a.example"))
 			f.wantOneCertificate(s)
@@ -172,41 +169,111 @@ func TestCrashAtEachRequest(t *testing.T) {
 	}
 }
 
-// TestCrashAtEachWrite fails each commit before it is durable, and after it, and takes the order up again with a new Issuer.
+// crashAtRequest ends an Obtain at the next request of a kind, and returns what still holds the request.
+func (f *fixture) crashAtRequest(kind testenv.Kind, point testenv.Point) *testenv.Hold {
+	f.Helper()
+	hold := f.proxy.Hold(kind, point)
+	ctx, crash := context.WithCancel(f.Context())
+	defer crash()
+	done := make(chan error, 1)
+	i := f.issuer(nil)
+	go func() {
+		_, err := i.Obtain(ctx, request("a.example"))
+		done <- err
+	}()
+	select {
+	case <-hold.Reached():
+	case err := <-done:
+		f.Fatalf("the request never came: %v", err)
+	}
+	crash()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		f.Fatalf("got %v, want the end of the context", err)
+	}
+	return hold
+}
+
+// TestCrashAtEachWrite fails each commit before it is durable, and after it, and takes the order up again with a new Issuer, at a CA
+// that lists the orders of an account and at one that does not.
 func TestCrashAtEachWrite(t *testing.T) {
 	t.Parallel()
-	const writes = 4 // account key, account URL, order, order before finalize
-	for n := range writes {
+	const url = 3 // the write of the order's URL
+	for n := range orderWrites {
 		for _, durable := range []bool{false, true} {
-			t.Run(fmt.Sprintf("write %d, durable %t", n+1, durable), func(t *testing.T) {
-				t.Parallel()
-				f := newFixture(t, testenv.PebbleOptions{})
-				count := 0
-				fault := func([]store.Operation) error {
-					if count++; count > n { // everything after the crash fails as well
-						return issuertest.ErrFault
+			for _, listed := range []bool{false, true} {
+				t.Run(fmt.Sprintf("write %d, durable %t, listed %t", n+1, durable, listed), func(t *testing.T) {
+					t.Parallel()
+					f := newFixture(t, testenv.PebbleOptions{})
+					if !listed {
+						f.withoutList()
 					}
-					return nil
-				}
-				if durable {
-					f.store.Hook(nil, fault)
-				} else {
-					f.store.Hook(fault, nil)
-				}
-				_, err := f.issuer(nil).Obtain(f.Ready(), request("a.example"))
-				wantKind(t, err, issuer.KindInternal, issuertest.ErrFault.Error())
-				if !errors.Is(err, issuertest.ErrFault) {
-					t.Errorf("got %v, want the store's error in it", err)
-				}
-				f.store.Hook(nil, nil)
-				s := f.obtain(f.issuer(nil), request("a.example"))
-				f.wantOneCertificate(s)
-				if got := len(f.store.History(issuer.OrderKey("www"))); got != 2 {
-					t.Errorf("the order was written %d times, want 2: placed and finalizing", got)
-				}
-			})
+					f.crashAtWrite(n, durable, nil)
+					s := f.obtain(f.issuer(nil), request("a.example"))
+					f.wantOneCertificate(s)
+					want := 1
+					if n == url && !durable && !listed {
+						want = 2
+					}
+					if got := f.proxy.Count(testenv.KindNewOrder).Succeeded; got != want {
+						t.Errorf("got %d orders, want %d", got, want)
+					}
+				})
+			}
 		}
 	}
+}
+
+// TestCrashAtEachWriteOfATakenUpOrder is the same for an order whose URL an earlier crash has lost: it is stored when it was found, or
+// given up.
+func TestCrashAtEachWriteOfATakenUpOrder(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		listed bool
+		writes int
+		url    int // the write of a new order's URL
+	}{{true, 2, -1}, {false, 4, 2}} {
+		for n := range tt.writes {
+			for _, durable := range []bool{false, true} {
+				t.Run(fmt.Sprintf("listed %t, write %d, durable %t", tt.listed, n+1, durable), func(t *testing.T) {
+					t.Parallel()
+					f := newFixture(t, testenv.PebbleOptions{})
+					if !tt.listed {
+						f.withoutList()
+					}
+					f.loseURL(request("a.example"))
+					f.crashAtWrite(n, durable, nil)
+					f.wantOneCertificate(f.obtain(f.issuer(nil), request("a.example")))
+					want := 1 // and one more at a CA without a list, for each kill between its answer and our write
+					if !tt.listed {
+						want++
+						if n == tt.url && !durable {
+							want++
+						}
+					}
+					if got := f.proxy.Count(testenv.KindNewOrder).Succeeded; got != want {
+						t.Errorf("got %d orders, want %d", got, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// withoutList takes the list of orders out of the accounts, as at Let's Encrypt.
+func (f *fixture) withoutList() {
+	f.proxy.SetRewrite(func(kind testenv.Kind, resp *http.Response) error {
+		if kind != testenv.KindAccount && kind != testenv.KindNewAccount {
+			return nil
+		}
+		var account map[string]any
+		if err := json.NewDecoder(resp.Body).Decode(&account); err != nil {
+			return err
+		}
+		delete(account, "orders")
+		body, err := json.Marshal(account)
+		testenv.ReplaceBody(resp, body)
+		return err
+	})
 }
 
 func TestObtainAgainReturnsTheSameCertificate(t *testing.T) {
@@ -251,9 +318,15 @@ func TestOrderForAnotherConfigurationIsDropped(t *testing.T) {
 			f.changeOrder(func(o *order) { o.Step = tt.step })
 			r := request("a.example")
 			tt.change(&r)
+			ordered := ""
+			r.Profiled = func(name string) { ordered = name }
 			second := f.obtain(f.issuer(nil), r)
-			if kept := first.Serial() == second.Serial(); kept != tt.kept {
+			kept := first.Serial() == second.Serial()
+			if kept != tt.kept {
 				t.Errorf("got the order kept %t, want %t", kept, tt.kept)
+			}
+			if want := cmp.Or(r.Profile, profile); !kept && ordered != want || kept && ordered != profile {
+				t.Errorf("told that it was ordered with profile %q; kept %t", ordered, kept)
 			}
 		})
 	}

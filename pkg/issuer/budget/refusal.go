@@ -1,0 +1,145 @@
+package budget
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/sds-server/sds-server/pkg/issuer"
+)
+
+// crossed returns why a use does not fit: the limit that lets it pass last. It is an *issuer.Error.
+func (r *rules) crossed(now int64, urgent bool, of []*touched) error {
+	var last *touched
+	var at int64
+	for _, t := range of {
+		if !t.check || t.fits(t.limit, now, urgent) {
+			continue
+		}
+		if one := t.fitsAt(t.limit, now, urgent); last == nil || one > at {
+			last, at = t, one
+		}
+	}
+	if last == nil {
+		return nil
+	}
+	l := last.limit
+	e := &issuer.Error{Kind: issuer.KindBudget, Issuer: r.Issuer, RetryAfter: time.Duration(max(at-now, 1)), Hint: hintFor(l.name)}
+	if l.name == RegisteredDomain || l.name == FailedAuthorizations || l.name == ConsecutiveFailures {
+		e.Identifier = last.touch.scope
+	}
+	left := fmt.Sprintf("none of %d is left", l.all.burst)
+	if !urgent {
+		left = fmt.Sprintf("%d of %d are left", last.left(l, now, true), l.all.burst)
+		if reserve := l.all.burst - l.ordinary.burst; reserve > 0 {
+			left += fmt.Sprintf(", and %d are kept for emergencies", reserve)
+		}
+	}
+	if last.until > now {
+		left = "the CA has refused more until then"
+	}
+	e.Message = fmt.Sprintf("the budget for %s of %s allows no more before %s: %s %s; nothing was asked of the CA", l.name, r.ca,
+		time.Unix(0, at).UTC().Round(time.Second).Format(time.RFC3339), counted(l.name, last.name()), left)
+	return e
+}
+
+// counted says what a limit counts.
+func counted(limit, scope string) string {
+	switch limit {
+	case NewOrders:
+		return "of the orders of this account"
+	case RegisteredDomain:
+		return "of the certificates for " + scope + " and the names below it"
+	case ExactSet:
+		return "of the certificates for exactly " + scope
+	case FailedAuthorizations:
+		return "of the failed validations of " + scope
+	case ConsecutiveFailures:
+		return "of the failed validations of " + scope + " without a success"
+	}
+	return "of the new accounts"
+}
+
+func hintFor(limit string) string {
+	switch limit {
+	case FailedAuthorizations, ConsecutiveFailures:
+		return "mend what makes the validations fail (see `status`); it is tried again by itself, and earlier nowhere"
+	}
+	return "it is ordered by itself then; `sds-server budget` shows all limits. Where the CA allows you more, set issuers[].budget.limits"
+}
+
+// refusal is what a CA has said about one of its limits.
+type refusal struct {
+	// limit is the one that the message names; "" where it names none that is known.
+	limit string
+	// scope is the domain or identifier that it names; "" for every one that the use is about.
+	scope string
+	// retry is when it fits again, by the message; zero where that does not say.
+	retry time.Time
+}
+
+// refusalTexts are the beginnings of what Boulder says (ratelimits/limiter.go, Decision.Result), and what it said before 2025.
+var refusalTexts = []struct {
+	limit string
+	text  *regexp.Regexp
+}{
+	{ExactSet, regexp.MustCompile(`(?i)too many certificates .*exact set of (identifiers|domains)`)},
+	{RegisteredDomain, regexp.MustCompile(`(?i)too many certificates .*issued for:? "?([^\s",]+)`)},
+	{NewOrders, regexp.MustCompile(`(?i)too many new orders`)},
+	{FailedAuthorizations, regexp.MustCompile(`(?i)too many failed authorizations(?:.* for "([^"]+)")?`)},
+	{NewAccounts, regexp.MustCompile(`(?i)too many (?:new )?registrations`)},
+}
+
+// retryText is when a request fits again, as Boulder says it.
+var retryText = regexp.MustCompile(`retry after (\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d ?(?:UTC|Z))`)
+
+// readRefusal finds out which limit a message is about.
+func readRefusal(message string) refusal {
+	var out refusal
+	if m := retryText.FindStringSubmatch(message); m != nil {
+		text := strings.NewReplacer("T", " ", "UTC", "", "Z", "").Replace(m[1])
+		out.retry, _ = time.Parse(time.DateTime, strings.TrimSpace(text)) // zero where it is no time
+	}
+	for _, one := range refusalTexts {
+		m := one.text.FindStringSubmatch(message)
+		if m == nil {
+			continue
+		}
+		out.limit = one.limit
+		if len(m) > 1 && one.limit != ExactSet {
+			out.scope = strings.ToLower(m[1])
+		}
+		return out
+	}
+	return out
+}
+
+// apply corrects the buckets of a use. The limit that is named has one token at that time, and nothing before; a text that names none, or one
+// that is not kept, shuts all that the use spends until then, and takes nothing else away.
+func (r refusal) apply(now int64, after time.Duration, of []*touched) {
+	named := func(t *touched) bool {
+		return t.limit.name == r.limit && (r.scope == "" || t.touch.scope == r.scope)
+	}
+	known := false
+	for _, t := range of {
+		known = known || named(t)
+	}
+	for _, t := range of {
+		if known && !named(t) {
+			continue
+		}
+		if !known && !t.spend {
+			continue
+		}
+		until := add(now, int64(after))
+		if after <= 0 && !r.retry.IsZero() {
+			until = r.retry.UnixNano()
+		}
+		if until <= now {
+			until = add(now, t.limit.all.refill)
+		}
+		t.refuse(t.limit, now, until, known)
+		t.changed = true
+	}
+}

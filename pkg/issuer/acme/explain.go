@@ -105,6 +105,9 @@ func Explanations() []Explanation {
 	return out
 }
 
+// hintOf returns what to do about a cause.
+func hintOf(c cause) string { return explanations[c].hint }
+
 // because makes an error of a cause.
 func (i *Issuer) because(c cause, message string) *issuer.Error {
 	e := &issuer.Error{Issuer: i.options.Name, Message: message}

@@ -84,6 +84,7 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
+	Store      store.Store // keeps what a renewal of many has begun
 	// Maintenance knows when issuers are left alone.
 	Maintenance *maintenance.Monitor
 	Audit       *audit.Log
@@ -132,6 +133,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.Handle("POST /v1/issuers/{issuer}/test", s.act(s.testIssuer))
+	mux.Handle("POST /v1/renew/plan", s.read(s.planRenewal))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("POST /v1/verify", s.verify)
 	mux.HandleFunc("POST /v1/audit/verify", s.auditVerify)

@@ -15,7 +15,8 @@ import (
 const (
 	statusShape = `{"version":"","leader":true,"ready":true,"config":{"ok":true,"loaded_at":"","error":null},"snapshot_latest":9,
 		"certificates":[{"name":"","state":"pending|ok|renewing|failing|expired","version":"","serial":"","issuer":"","not_before":"","not_after":"","next_renewal":"",
-		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"groups":[{"name":"","version":""}]}],
+		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"waiting":{"kind":"","message":"","until":""},
+		"renewal_info":{"start":"","end":"","explanation":"","asked":""},"groups":[{"name":"","version":""}]}],
 		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
 		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
 		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving|verifying|watching|paused"}],
@@ -33,7 +34,7 @@ const (
 	controlShape = `{"id":4,"state":"` + rolloutStates + `","reason":"","already":false,"change":[` + changeShape + `],"groups":[""],"held":[""]}`
 	holdShape    = `{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":"","rollouts":[4],"groups":[""],"already":false}`
 	secretShape  = `{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","versions":[{"version":"",
-		"state":"current|previous|held|backup","created":"","issuer":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
+		"state":"current|previous|held|backup","created":"","issuer":"","profile":"","serial":"","sha256":"","dns_names":[""],"not_before":"","not_after":"","key_type":"",
 		"chain_pem":"","groups":[""],"ip_addresses":[""]}]}`
 	snapshotShape = `{"number":9,"parent":8,"reason":"","created":"","secrets":[{"name":"","version":""}]}`
 	verifyShape   = `{"served":true,"groups":[{"name":"","configured":true,"ok":1,"failed":0,"skipped":[""]}],"handshakes":[{"group":"","address":"","node":"",

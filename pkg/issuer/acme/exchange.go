@@ -63,6 +63,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	x.conn.count(at, statusCode(resp.status))
+	x.conn.keepDate(resp.header, time.Now())
 	x.status, x.retryAfter = resp.status, parseRetryAfter(resp.header.Get("Retry-After"), time.Now())
 	if at == endpointDirectory && resp.status == http.StatusOK {
 		x.conn.keepDirectory(resp.body, time.Now())

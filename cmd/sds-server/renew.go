@@ -107,15 +107,12 @@ type renewStream struct {
 	last    *admin.RenewBatch // the last that was told
 }
 
-// subject is what the command is about.
-func (s *renewStream) subject() string {
-	switch {
-	case s.request.Name != "":
-		return s.request.Name
-	case s.last != nil:
-		return fmt.Sprintf("%d of %d %s", s.last.Total-s.last.Done, s.last.Total, plural(s.last.Total, "certificate"))
+// notYet says what is not as it was waited for.
+func (s *renewStream) notYet() string {
+	if s.last == nil {
+		return s.request.Name + " is not " + awaited(s.request.Wait)
 	}
-	return "what was asked for"
+	return "not everything is " + awaited(s.request.Wait) + ": " + batchCounts(*s.last)
 }
 
 // explain says that what was begun goes on where the command alone has ended.
@@ -127,9 +124,9 @@ func (s *renewStream) explain(err error, timeout time.Duration) error {
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return &hinted{fmt.Errorf("%s is not %s after %s", s.subject(), awaited(s.request.Wait), timeout), again}
+		return &hinted{fmt.Errorf("%s after %s", s.notYet(), timeout), again}
 	case errors.Is(err, context.Canceled):
-		return &hinted{fmt.Errorf("interrupted: %s is not %s yet", s.subject(), awaited(s.request.Wait)), again}
+		return &hinted{fmt.Errorf("interrupted: %s", s.notYet()), again}
 	}
 	return err
 }

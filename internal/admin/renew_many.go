@@ -33,6 +33,7 @@ func (s *Server) renewMany(w http.ResponseWriter, r *http.Request, req RenewRequ
 	noteNames(r, req)
 	of, err := s.selectMany(r.Context(), req)
 	if err == nil {
+		of.later = s.later(of)
 		err = s.beginRun(r.Context(), of)
 	}
 	if err != nil {
@@ -213,6 +214,9 @@ func (b *batch) status(whole bool) RenewBatch {
 	}
 	for _, p := range b.notDue {
 		add(RenewedCertificate{Name: p.Name, State: batchNotDue, Until: optionalTime(p.Due)}, &out.NotDue)
+	}
+	if whole {
+		out.Later = b.later
 	}
 	slices.SortFunc(out.Certificates, func(x, y RenewedCertificate) int { return strings.Compare(x.Name, y.Name) })
 	return out

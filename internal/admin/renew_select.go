@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/store"
 )
 
@@ -34,6 +35,7 @@ type selected struct {
 	since   time.Time
 	already int
 	plan    []issuer.Planned // in the order of urgency
+	later   []RenewLater
 	notDue  []issuer.Planned
 }
 
@@ -163,6 +165,40 @@ func (s *Server) endRun(ctx context.Context, of *selected) error {
 	return err
 }
 
+// forecast says which certificates the budgets do not let be ordered at once, by name: at the earliest, with the reserve.
+func (s *Server) forecast(of *selected) map[string]budget.Fit {
+	names := map[string]Certificate{}
+	for _, c := range s.Live().Certificates {
+		names[c.Name] = c
+	}
+	wanted := map[string][]budget.Wanted{} // by issuer, in the order of urgency
+	for _, p := range of.plan {
+		at := cmp.Or(of.asked.Issuer, p.Issuer)
+		wanted[at] = append(wanted[at], budget.Wanted{Name: p.Name, DNSNames: p.DNSNames, IPAddresses: names[p.Name].IPAddresses})
+	}
+	now, out := time.Now(), map[string]budget.Fit{}
+	for name, list := range wanted {
+		for _, fit := range s.Budget.Ledger(name).Forecast(now, list) {
+			if fit.At.After(now) {
+				out[fit.Name] = fit
+			}
+		}
+	}
+	return out
+}
+
+// later are those that cannot be ordered within a day.
+func (s *Server) later(of *selected) []RenewLater {
+	out := []RenewLater{}
+	for name, fit := range s.forecast(of) {
+		if time.Until(fit.At) > runLife {
+			out = append(out, RenewLater{Name: name, At: fit.At.UTC(), Limit: fit.Limit, Scope: optional(fit.Scope)})
+		}
+	}
+	slices.SortFunc(out, func(a, b RenewLater) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
 // planRenewal says what a renewal would order, in which order, and what the budget says. It changes nothing.
 func (s *Server) planRenewal(r *http.Request) (any, error) {
 	var req RenewRequest
@@ -176,12 +212,15 @@ func (s *Server) planRenewal(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	now := time.Now()
+	now, fits := time.Now(), s.forecast(of)
 	out := RenewPlan{Since: optionalTime(of.since), Already: of.already, NotDue: len(of.notDue), Certificates: []PlannedRenewal{}}
 	for i, p := range of.plan {
 		one := PlannedRenewal{
 			Name: p.Name, Position: i + 1, Issuer: cmp.Or(req.Issuer, p.Issuer), IssuedBy: optional(p.IssuedBy), NotAfter: optionalTime(p.NotAfter),
 			Due: optionalTime(p.Due), Urgent: p.Urgent || req.IssuedBy != "",
+		}
+		if fit, late := fits[p.Name]; late {
+			one.At, one.Limit, one.Scope = optionalTime(fit.At), optional(fit.Limit), optional(fit.Scope)
 		}
 		if hold := s.waits(one.Issuer, now); hold != nil && !one.Urgent && !req.forced() {
 			one.Hold = &hold.Reason

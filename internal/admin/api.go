@@ -63,7 +63,15 @@ type CertificateStatus struct {
 	NextRenewal *time.Time        `json:"next_renewal"`
 	LastRenewal *time.Time        `json:"last_renewal"`
 	Error       *CertificateError `json:"error"`
+	Waiting     *Waiting          `json:"waiting"` // null: it is not due, or nothing keeps it
 	Groups      []GroupVersion    `json:"groups"`
+}
+
+// Waiting is why a certificate that is due is not ordered.
+type Waiting struct {
+	Kind    *string   `json:"kind"` // budget, temporary; null: the CA is left alone
+	Message string    `json:"message"`
+	Until   time.Time `json:"until"`
 }
 
 // SecretStatus is one configured secret that no CA issues.
@@ -114,12 +122,4 @@ type IssuerStatus struct {
 	Up     bool        `json:"up"`
 	Limits []Limit     `json:"limits"`
 	Hold   *IssuerHold `json:"hold"` // why ordinary renewals wait there
-}
-
-// Limit is one budget of an issuer.
-type Limit struct {
-	Name      string     `json:"name"`
-	Available int        `json:"available"`
-	Capacity  int        `json:"capacity"`
-	FullAt    *time.Time `json:"full_at"`
 }

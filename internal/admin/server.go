@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
@@ -51,10 +53,11 @@ type Group struct {
 
 // Certificate is a configured certificate.
 type Certificate struct {
-	Name     string
-	DNSNames []string
-	Issuers  []string // in the order of failover
-	Profile  string   // empty: that of the issuer
+	Name        string
+	DNSNames    []string
+	IPAddresses []netip.Addr
+	Issuers     []string // in the order of failover
+	Profile     string   // empty: that of the issuer
 }
 
 // SDSListener is a configured SDS listener.
@@ -84,6 +87,8 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
+	// Budget knows what the CAs still allow.
+	Budget *budget.Book
 	// Maintenance knows when issuers are left alone.
 	Maintenance *maintenance.Monitor
 	Audit       *audit.Log
@@ -118,6 +123,7 @@ func New(opts Options) *Server {
 	mux.Handle("GET /v1/issuers", s.read(s.issuers))
 	mux.Handle("GET /v1/issuers/{issuer}", s.read(s.issuer))
 	mux.Handle("GET /v1/audit", s.read(s.auditList))
+	mux.Handle("GET /v1/budget", s.read(s.budgets))
 	mux.Handle("GET /v1/bootstrap/{group}", s.read(s.bootstrap))
 	mux.Handle("POST /v1/secrets", s.act(s.importSecret))
 	mux.Handle("POST /v1/secrets/{name}/release", s.act(s.release))

@@ -30,7 +30,7 @@ func (h *history) act() string {
 	case k < 92:
 		return h.world()
 	case k < 95:
-		h.reboot()
+		h.reboot(h.ref)
 		return "restart"
 	default:
 		n := h.random.IntN(4) + 1
@@ -170,7 +170,7 @@ func (h *history) wish(what string, wish func() error, reference func() bool) st
 
 // world changes what is around: gates, handshakes, the hook, the configuration.
 func (h *history) world() string {
-	switch h.random.IntN(9) {
+	switch h.random.IntN(12) {
 	case 6, 7, 8:
 		return h.complain()
 	case 0:

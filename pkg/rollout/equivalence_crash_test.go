@@ -3,6 +3,7 @@ package rollout
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -36,7 +37,7 @@ func (h *history) do(wish func() error, reference func()) {
 		}
 		h.c.leave()
 		reference()
-		h.reboot()
+		h.reboot(h.ref)
 		return
 	}
 	h.mend()
@@ -46,48 +47,55 @@ func (h *history) do(wish func() error, reference func()) {
 	reference()
 }
 
-// mend is what happens after a write that failed, or whose answer got lost, while the controller looked: a crash, or not. What was due then
-// may be done, or not: what comes after the crash has to be what the reference does in one of the two cases. It returns whether there was a crash.
+// mend is what happens after a write that failed, or whose answer got lost, while the controller looked: a crash, or not. What was due then may be done, or
+// some of it, or nothing: what comes after has to be what the reference does in one of these cases. It returns whether there was a crash.
 func (h *history) mend() bool {
 	h.t.Helper()
 	h.disk.hooks(nil, nil)
 	if h.random.IntN(2) == 0 {
 		return false // it goes on, and reads what the store holds
 	}
-	done := h.ref.clone()
-	done.step(time.Now())
+	refs := h.ref.halves(time.Now())
 	h.crashes++
-	h.reboot(done)
+	h.reboot(refs...)
+	last := ""
 	for range 100 {
-		was := h.String() + h.ref.String() + done.String()
 		h.step()
 		h.fleet.deliver(h.cache)
-		for _, ref := range []*reference{h.ref, done} {
+		now := h.String()
+		for _, ref := range refs {
 			ref.step(time.Now())
 			ref.fleet.send(func(group, name string) version { return ref.serves[group][name] })
+			now += ref.String()
 		}
-		if now := h.String() + h.ref.String() + done.String(); now == was {
+		if now == last {
 			break
 		}
+		last = now
 	}
-	switch now := h.String(); {
-	case h.ref.String() == now:
-	case done.String() == now:
-		h.ref = done
-	default: // several things were due, and only some of them are done
+	if !h.choose(refs) {
 		h.undecided = true
 	}
 	return true
 }
 
+// choose goes on with the first reference that is where the controller is.
+func (h *history) choose(refs []*reference) bool {
+	now := h.String()
+	i := slices.IndexFunc(refs, func(ref *reference) bool { return ref.String() == now })
+	if i >= 0 {
+		h.ref = refs[i]
+	}
+	return i >= 0
+}
+
 // reboot ends the server without a word, and starts it again; Envoys too.
-func (h *history) reboot(more ...*reference) {
+func (h *history) reboot(refs ...*reference) {
 	h.t.Helper()
 	before := h.String()
 	if h.c.doubt { // it does not know what the store holds
 		before = ""
 	}
-	refs := append([]*reference{h.ref}, more...)
 	again := func(f *fleet) {
 		f.forget(true)
 		f.edit(func() {

@@ -179,9 +179,15 @@ func (h *history) look() {
 			return
 		}
 		h.faulted = true
+		refs := h.ref.halves(time.Now())
 		for range 5 { // the look that went on may have healed what the failed one took back: the same for the reference, so that both do it now
 			h.step()
-			h.ref.step(time.Now())
+			for _, ref := range refs {
+				ref.step(time.Now())
+			}
+		}
+		if !h.choose(refs) {
+			h.ref = refs[0]
 		}
 	}
 	h.fleet.deliver(h.cache)

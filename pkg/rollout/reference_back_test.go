@@ -21,6 +21,9 @@ func (m *reference) retry() {
 		return cmp.Or(m.meta(a.secret, a.version).NotAfter.Compare(m.meta(b.secret, b.version).NotAfter), strings.Compare(a.secret, b.secret), strings.Compare(string(a.version), string(b.version)))
 	})
 	for _, id := range over {
+		if !m.may() {
+			return
+		}
 		delete(m.holds, id)
 		m.heal(id.secret, true)
 	}
@@ -45,12 +48,14 @@ func (m *reference) lookBack() {
 		var names []string
 		for name, id := range bad {
 			if h := m.holds[id]; h == nil || h.kind != Hard {
-				m.hold(name, id.version, Hard, false)
 				names = append(names, name)
 			}
 		}
-		if len(names) > 0 {
+		if len(names) > 0 && m.may() {
 			slices.Sort(names)
+			for _, name := range names {
+				m.hold(name, bad[name].version, Hard, false)
+			}
 			m.takeBack(r, r.allMoved(), names, RolledBack)
 			if !r.state.Ended() {
 				r.state = Moving

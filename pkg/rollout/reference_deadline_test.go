@@ -33,7 +33,7 @@ func (m *reference) rescue() {
 		waits := m.onItsWay(name) || slices.ContainsFunc(m.stored[name], func(one cache.Meta) bool { return m.isHeld(name, one.Version) })
 		for _, free := range []bool{true, false} { // what nobody holds comes first
 			i := slices.IndexFunc(m.stored[name], func(one cache.Meta) bool { return m.rescues(one, free) })
-			if i >= 0 && waits && m.helps(m.stored[name][i]) {
+			if i >= 0 && waits && m.helps(m.stored[name][i]) && m.may() {
 				m.propose(refIntent{secret: name, version: m.stored[name][i].Version, now: true})
 				break
 			}

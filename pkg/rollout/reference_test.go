@@ -26,6 +26,10 @@ type reference struct {
 	holds    map[holdID]*refHold
 	rollouts []*refRollout // all there ever were
 	ailing   map[string]bool
+
+	faulty  bool // only so many things are done as are allowed
+	allowed int
+	cut     bool // something was not done for that
 }
 
 // refMove is one move of a group that can be taken back.
@@ -152,7 +156,7 @@ func (m *reference) under() []*refRollout {
 func (m *reference) step(now time.Time) {
 	m.now = now
 	for _, name := range slices.Sorted(maps.Keys(m.ailing)) { // another version of what was taken back may wait
-		if m.ailing[name] && m.managed(name) {
+		if m.ailing[name] && m.managed(name) && m.may() {
 			m.heal(name, false)
 		}
 	}
@@ -163,11 +167,43 @@ func (m *reference) step(now time.Time) {
 	for progress := true; progress; {
 		progress = false
 		for _, r := range m.under() {
-			for m.advance(r) {
+			for m.may() && m.advance(r) {
 				progress = true
 			}
 		}
 	}
+}
+
+// may reports whether one more thing that is due may be done, where a fault lets only some be: what the controller stores by one commit is one.
+func (m *reference) may() bool {
+	if m.faulty && m.allowed == 0 {
+		m.cut = true
+		return false
+	}
+	m.allowed--
+	return true
+}
+
+// halves returns what there is when a step breaks off: with nothing done, with everything, and then with ever more of what is due.
+func (m *reference) halves(now time.Time) []*reference {
+	var all []*reference
+	seen := map[string]bool{}
+	for n := 0; ; n++ {
+		c := m.clone()
+		c.faulty, c.allowed = true, n
+		c.step(now)
+		whole := !c.cut
+		c.faulty, c.cut = false, false
+		if what := c.String(); !seen[what] || whole {
+			seen[what] = true
+			all = append(all, c)
+		}
+		if whole {
+			break
+		}
+	}
+	last := len(all) - 1
+	return append([]*reference{all[0], all[last]}, all[1:max(1, last)]...)
 }
 
 // meta describes a stored version.

@@ -15,7 +15,8 @@ import (
 const (
 	statusShape = `{"version":"","leader":true,"ready":true,"config":{"ok":true,"loaded_at":"","error":null},"snapshot_latest":9,
 		"certificates":[{"name":"","state":"pending|ok|renewing|failing|expired","version":"","serial":"","issuer":"","not_before":"","not_after":"","next_renewal":"",
-		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"groups":[{"name":"","version":""}]}],
+		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"waiting":{"kind":"","message":"","until":""},
+		"renewal_info":{"start":"","end":"","explanation":"","asked":""},"groups":[{"name":"","version":""}]}],
 		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
 		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
 		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving|verifying|watching|paused"}],

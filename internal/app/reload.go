@@ -68,7 +68,7 @@ func (s *server) enforce(cfg *config.Config) {
 	live := &admin.Live{Groups: liveGroups(cfg, edgePolicy(cfg))}
 	for _, c := range cfg.Certificates {
 		live.Certificates = append(live.Certificates, admin.Certificate{
-			Name: c.Name, DNSNames: slices.Clone(c.DNSNames), Issuers: slices.Clone(c.Issuers), Profile: c.Profile,
+			Name: c.Name, DNSNames: slices.Clone(c.DNSNames), IPAddresses: addresses(c.IPAddresses), Issuers: slices.Clone(c.Issuers), Profile: c.Profile,
 		})
 	}
 	live.Issuers = s.liveIssuers(cfg)

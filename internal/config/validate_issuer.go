@@ -6,6 +6,7 @@ import (
 	"net/mail"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer/budget"
 )
@@ -88,6 +89,9 @@ func (v *validator) budget(path string, b Budget) {
 		v.unique(names, limit+".name", l.Name)
 		v.atLeastOne(limit+".burst", l.Burst)
 		v.positive(limit+".refill", l.Refill)
+		if l.Burst > 0 && l.Refill > budget.LongestFill/time.Duration(l.Burst) {
+			v.add(limit+".refill", "filling it would take over 100 years")
+		}
 	}
 }
 

@@ -231,3 +231,67 @@ func TestVersionThatOneNodeHasRefusedIsTriedWhereTheNewestIsBad(t *testing.T) {
 		r.want("www", versions{"production": v2})
 	})
 }
+
+// What a deadline brought although one node had refused it is served since, and better than a renewal that nobody can use.
+func TestBadRenewalGoesBackToWhatADeadlineBrought(t *testing.T) {
+	for _, how := range []string{"nack", "handshake"} {
+		t.Run(how, func(t *testing.T) {
+			run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+				r.prober.blinded = false
+				picky := r.node("c1", "canary", "www")
+				r.node("c2", "canary", "www")
+				r.node("p1", "production", "www")
+				v1 := r.short("www")
+				picky.refuses = func(_ string, v version) bool { return v != v1 }
+				v2 := r.serve("www")
+				r.pass(2 * time.Minute)
+				r.want("www", r.all(v1))
+				r.pass(11 * day) // v1 has expired
+				r.want("www", r.all(v2))
+				if r.held("www", v2) != Hard {
+					t.Fatalf("held %q, want hard", r.held("www", v2))
+				}
+				r.edit(picky, (*node).disconnect)
+				r.pass(time.Hour)
+				s := r.newSecret("www", 90*day)
+				v3 := r.cache.Version(s)
+				if how == "handshake" {
+					r.prober.bad = map[version]string{v3: "unknown root"}
+				} else {
+					r.edit(picky, (*node).connect)
+				}
+				r.take(s)
+				r.pass(3 * time.Minute)
+				r.want("www", r.all(v2))
+				if r.held("www", v3) != Hard {
+					t.Errorf("held %q, want hard", r.held("www", v3))
+				}
+			})
+		})
+	}
+}
+
+// A version that handshakes have shown to be bad is no way back, even where a deadline had brought it.
+func TestBadRenewalDoesNotGoBackToWhatClientsReject(t *testing.T) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+		r.prober.blinded = false
+		r.node("c1", "canary", "www")
+		v1 := r.short("www")
+		s := r.newSecret("www", 20*day)
+		v2 := r.cache.Version(s)
+		r.prober.bad = map[version]string{v2: "unknown root"}
+		r.take(s)
+		r.pass(2 * time.Minute)
+		r.want("www", r.all(v1))
+		r.prober.blinded = true
+		r.pass(11 * day) // v1 has expired: v2 is served for that, and nobody looks
+		r.want("www", r.all(v2))
+		r.prober.blinded = false
+		s = r.newSecret("www", 90*day)
+		v3 := r.cache.Version(s)
+		r.prober.bad[v3] = "unknown root"
+		r.take(s)
+		r.pass(3 * time.Minute)
+		r.want("www", versions{"canary": v3, "production": v2})
+	})
+}

@@ -212,6 +212,7 @@ func (m *reference) lookBack() {
 			}
 		}
 		if len(names) > 0 {
+			slices.Sort(names)
 			m.takeBack(r, r.allMoved(), names, RolledBack)
 			if !r.state.Ended() {
 				r.state = Moving
@@ -426,6 +427,7 @@ func (m *reference) move(group string, change versions, rollout int, direction c
 		m.moves[group] = m.moves[group][:keep]
 	case cache.Beside:
 	}
+	m.redate(slices.Collect(maps.Keys(move.to)))
 }
 
 // takeBack takes secrets of a rollout back in groups. What is left of the rollout goes on.
@@ -467,10 +469,10 @@ func (m *reference) takeBack(r *refRollout, groups, names []string, end State) {
 }
 
 // earlierVersion is the newest version in a group's history before one that is stored, neither expired nor held, was carried
-// through, and is not in the last part of its life; one that was not, or is, comes only after those. It returns also which move brought the one that is left.
+// through, and is not in the last part of its life; one that was not, or is, comes only after those, and last one that is held though a deadline has brought it. It returns also which move brought the one that is left.
 func (m *reference) earlierVersion(group, name string, v version) (to version, by int, ok bool) {
 	by = -1
-	var spare *version
+	var spare, rescued *version
 	moves := m.moves[group]
 	look := v
 	candidate := false
@@ -486,6 +488,9 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 				spare = new(look)
 			}
 		}
+		if candidate && rescued == nil && m.rescued(group, name, look, one.rollout) {
+			rescued = new(look)
+		}
 		if by < 0 {
 			by = i
 		}
@@ -494,10 +499,20 @@ func (m *reference) earlierVersion(group, name string, v version) (to version, b
 	if last, _ := m.lastPart(name, look); candidate && m.usable(name, look) && (!last || spare == nil) { // nothing that is remembered brought it
 		return look, by, true
 	}
+	if spare == nil {
+		spare = rescued
+	}
 	if spare != nil {
 		return *spare, by, true
 	}
 	return "", by, false
+}
+
+// rescued reports whether a version that is held is valid, no handshake has shown it to be bad, and a deadline has brought it to the group.
+func (m *reference) rescued(group, name string, v version, rollout int) bool {
+	h, one := m.holds[holdID{name, v}], m.meta(name, v)
+	return h != nil && !h.handshake && one.Version == v && !one.Ended(m.now) && rollout > 0 && m.rollouts[rollout-1].is(Emergency) &&
+		m.carriedThrough(group, name, rollout)
 }
 
 func (m *reference) carriedThrough(group, name string, rollout int) bool {

@@ -109,42 +109,69 @@ func (t *transaction) undo(ctx context.Context, group string, r *Rollout, secret
 	return stays, nil
 }
 
-// fallback returns the version that a group goes back to from a change, and the index of the move that brought the change: the newest
-// version before it that is stored, neither expired nor held, and was carried through in this group. One that was superseded
-// before the nodes had ACKed it comes only after those.
+// fallback returns the version that a group goes back to from a change, and the index of the move that brought the change: of what it has served before,
+// the newest of the best rank.
 func (t *transaction) fallback(ctx context.Context, group string, moves []cache.Move, c Change) (to secret.Version, by int, ok bool, err error) {
-	by, to, err = t.brought(ctx, moves, c.Secret, c.To)
-	var spare *secret.Version
-	for i := by; i >= 0 && err == nil; {
-		fit := false
-		if fit, err = t.usable(ctx, c.Secret, to); err != nil {
+	by, next, err := t.brought(ctx, moves, c.Secret, c.To)
+	best := rankUnfit
+	for i := by; i >= 0 && err == nil && best < rankGood; {
+		one := next
+		if i, next, err = t.brought(ctx, moves[:i], c.Secret, one); err != nil {
 			break
 		}
-		var lasting bool
-		if lasting, err = t.lasts(ctx, c.Secret, to); err != nil {
-			break
+		var r rank
+		if r, err = t.rank(ctx, group, c.Secret, one, moves, i); r > best {
+			to, best = one, r
 		}
-		var before int
-		var from secret.Version
-		if before, from, err = t.brought(ctx, moves[:i], c.Secret, to); err != nil {
-			break
-		}
-		var sure bool
-		if sure, err = t.confirmed(ctx, group, c.Secret, moves, before); err != nil {
-			break
-		}
-		if fit && sure && lasting {
-			return to, by, true, nil
-		}
-		if fit && spare == nil {
-			spare = new(to)
-		}
-		i, to = before, from
 	}
-	if err != nil || spare == nil {
-		return "", by, false, err
+	return to, by, best > rankUnfit && err == nil, err
+}
+
+// rank is how good an earlier version is to go back to.
+type rank int
+
+const (
+	rankUnfit   rank = iota // not stored any more, expired or held
+	rankRescued             // held, but a deadline brought it all the same: the group has served it since
+	rankSpare               // in the last part of its life, or superseded before the nodes had ACKed it
+	rankGood                // it was carried through in the group
+)
+
+// rank weighs a version that the i-th move has brought; -1: none that is remembered.
+func (t *transaction) rank(ctx context.Context, group, name string, v secret.Version, moves []cache.Move, i int) (rank, error) {
+	problem, err := t.unfit(ctx, name, v)
+	if err != nil || problem != "" {
+		return rankUnfit, err
 	}
-	return *spare, by, true, nil
+	sure, err := t.confirmed(ctx, group, name, moves, i)
+	if err != nil {
+		return rankUnfit, err
+	}
+	if h, held := t.held(name, v); held {
+		if !sure || h.Handshake {
+			return rankUnfit, nil
+		}
+		return t.rescued(ctx, moves, i)
+	}
+	lasting, err := t.lasts(ctx, name, v)
+	if err != nil || !lasting || !sure {
+		return rankSpare, err
+	}
+	return rankGood, nil
+}
+
+// rescued is the rank of a held version: it was overruled for a deadline, or not.
+func (t *transaction) rescued(ctx context.Context, moves []cache.Move, i int) (rank, error) {
+	if i < 0 || moves[i].Rollout == 0 {
+		return rankUnfit, nil
+	}
+	switch r, err := t.c.Rollout(ctx, moves[i].Rollout); {
+	case errors.Is(err, ErrNoRollout): // so long ago that it is forgotten
+		return rankUnfit, nil
+	case err != nil || !r.emergency():
+		return rankUnfit, err
+	}
+	return rankRescued, nil
 }
 
 // brought returns the index of the last move that brought a version of a secret, and what was there before; -1 if none did.
@@ -173,15 +200,6 @@ func (t *transaction) lasts(ctx context.Context, name string, v secret.Version) 
 		}
 	}
 	return true, err
-}
-
-// usable reports whether a version may be served again.
-func (t *transaction) usable(ctx context.Context, name string, v secret.Version) (bool, error) {
-	if _, held := t.held(name, v); held {
-		return false, nil
-	}
-	problem, err := t.unfit(ctx, name, v)
-	return problem == "", err
 }
 
 // confirmed reports whether a move was carried through: its rollout's wave ended with ACKs. A move of an operator, or none at all, is.

@@ -177,10 +177,9 @@ func (i *Issuer) Obtain(ctx context.Context, request issuer.Request) (*secret.Se
 	}
 	i.conn.forgetDirectory() // it may be why
 	if inner.Err() != nil && !isIssuerError(err) {
-		return nil, &issuer.Error{
-			Kind: issuer.KindTemporary, Issuer: i.options.Name, Hint: hintUnreachable, Err: err,
-			Message: fmt.Sprintf("the order did not end within %v; it is taken up again", i.options.OrderTimeout),
-		}
+		e := i.because(causeUnfinished, fmt.Sprintf("the order did not end within %v; it is taken up again", i.options.OrderTimeout))
+		e.Err = err
+		return nil, e
 	}
 	return nil, i.classify(ctx, "order", err)
 }

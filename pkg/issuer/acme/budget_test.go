@@ -184,7 +184,8 @@ func TestWhatTheCADoesNotCountIsReturned(t *testing.T) {
 	}{
 		{"rejected", testenv.KindNewOrder, says(400, "rejectedIdentifier"), []string{spend, back}, []string{spend}},
 		{"limit with a time", testenv.KindNewOrder, limited, []string{spend, back, "refused order a.example 2h0m0s no"}, []string{spend}},
-		{"limit without a time", testenv.KindNewOrder, says(429, "rateLimited"), []string{spend, back}, []string{spend}},
+		{"limit without a time", testenv.KindNewOrder, says(429, "rateLimited"), []string{spend, back, "refused order a.example 0s no"}, []string{spend}},
+		{"paused", testenv.KindNewOrder, func(w http.ResponseWriter, _ *http.Request) { problem(w, 429, "rateLimited", pausedText) }, []string{spend, back}, []string{spend}},
 		{"trouble", testenv.KindNewOrder, says(500, "serverInternal"), []string{spend, back}, []string{spend}},
 		{"page", testenv.KindNewOrder, page(502, "text/html", html), []string{spend}, []string{cert, spend}},
 		{"reset", testenv.KindNewOrder, reset, []string{spend}, []string{cert, spend}},
@@ -192,7 +193,7 @@ func TestWhatTheCADoesNotCountIsReturned(t *testing.T) {
 		{"badNonce", testenv.KindNewOrder, says(400, "badNonce"), []string{spend, back}, []string{spend}},
 		{"order gone", testenv.KindOrder, says(404, "malformed"), []string{spend, cert}, []string{spend}},
 		{"CAA at finalize", testenv.KindFinalize, says(403, "caa"), []string{spend, cert}, []string{spend}},
-		{"limit at finalize", testenv.KindFinalize, limited, []string{spend, "refused order a.example 2h0m0s no"}, nil},
+		{"limit at finalize", testenv.KindFinalize, limited, []string{spend, "refused certificate a.example 2h0m0s no"}, nil},
 		{"trouble at finalize", testenv.KindFinalize, says(500, "serverInternal"), []string{spend}, nil},
 	}
 	for _, tt := range tests {

@@ -69,10 +69,9 @@ func (d *driver) answerChallenge(ctx context.Context, url string, present func(h
 	host := authorization.Identifier.Value
 	challenge := findHTTP01(authorization)
 	if challenge == nil {
-		return &issuer.Error{
-			Kind: issuer.KindRejected, Issuer: d.options.Name, Identifier: printable(host),
-			Message: "authorization: the CA offers no http-01 challenge", Hint: "use an issuer that does",
-		}
+		e := d.because(causeNoChallenge, "authorization: the CA offers no http-01 challenge")
+		e.Identifier = printable(host)
+		return e
 	}
 	var keyAuthorization string
 	err = d.conn.call(ctx, d.key, endpointDirectory, func(core *api.Core) error {
@@ -146,20 +145,24 @@ func (d *driver) reason(ctx context.Context) (e *issuer.Error, failed []string) 
 			names = append(names, name)
 			parts = append(parts, fmt.Sprintf("%s: %s", name, describe(c.Error)))
 			if e.Kind == "" || e.Kind == issuer.KindTemporary {
-				e.Kind, e.Hint = kindOfValidation(c.Error)
+				setCause(e, d.causeOf(c.Error, validation, 0))
 			}
 		}
 	}
+	at := validation
+	if d.order.Step == orderFinalizing {
+		at = endpointFinalize
+	}
 	switch {
 	case d.state.Error != nil && len(d.state.Error.SubProblems) > 0: // it names each of them
-		d.fromProblem(e, "order", d.state.Error)
+		d.fromProblem(e, "order", d.state.Error, at)
 	case len(parts) > 0:
 		e.Identifier = strings.Join(names, ", ")
 		e.Message = "the CA could not validate the name: " + strings.Join(parts, "; ")
 	case d.state.Error != nil:
-		d.fromProblem(e, "order", d.state.Error)
+		d.fromProblem(e, "order", d.state.Error, at)
 	default:
-		e.Kind, e.Message = issuer.KindRejected, "order: the CA made it invalid and gave no reason"
+		e = d.because(causeUnknownReason, "order: the CA made it invalid and gave no reason")
 	}
 	return e, failed
 }

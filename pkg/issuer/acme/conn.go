@@ -83,6 +83,8 @@ type conn struct {
 	directory   []byte
 	directoryAt time.Time
 	nonces      []string
+	ahead       time.Duration // how far the CA's clock is ahead of ours, by its last answer; dated reports whether it has said so
+	dated       bool
 }
 
 func newTransport(roots *x509.CertPool) *http.Transport {
@@ -170,6 +172,35 @@ func (c *conn) keepDirectory(body []byte, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.directory, c.directoryAt = body, now
+}
+
+// keepDate compares the Date of an answer (RFC 9110, Section 6.6.1) with our time. An answer from a cache (it has an Age) is older.
+func (c *conn) keepDate(header http.Header, now time.Time) {
+	at, err := http.ParseTime(header.Get("Date"))
+	if err != nil || header.Get("Age") != "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ahead, c.dated = at.Sub(now), true
+}
+
+// clockTolerance is less than what CAs date certificates back, and more than an answer takes.
+const clockTolerance = time.Minute
+
+// clock ends a sentence about the time with how far our clock is off the CA's.
+func (c *conn) clock() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !c.dated:
+		return ""
+	case c.ahead > clockTolerance:
+		return fmt.Sprintf(": it is about %v behind the CA's", c.ahead.Round(time.Minute))
+	case c.ahead < -clockTolerance:
+		return fmt.Sprintf(": it is about %v ahead of the CA's", (-c.ahead).Round(time.Minute))
+	}
+	return ": it agrees with the CA's, so ask the CA about the certificate"
 }
 
 func (c *conn) forgetDirectory() {

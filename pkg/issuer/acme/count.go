@@ -57,14 +57,18 @@ func (i *Issuer) giveBack(ctx context.Context, use issuer.Use) {
 	}
 }
 
-// limited tells the budget that the CA has refused a use in spite of it, and for how long. A paused account or name has no such time.
+// limited tells the budget that the CA has refused a use in spite of it, and for how long, where the CA says so. For a paused account or
+// name there is no such time.
 func (i *Issuer) limited(ctx context.Context, use issuer.Use, err error) {
-	f, ok := errors.AsType[*failure](err)
-	if !ok || i.options.Budget == nil || f.status != http.StatusTooManyRequests || f.retryAfter == 0 {
+	f := asFailure(err)
+	if f == nil || i.options.Budget == nil || f.status != http.StatusTooManyRequests {
 		return
 	}
 	message := ""
 	if p := f.problem(); p != nil {
+		if paused(p) {
+			return
+		}
 		message = p.Detail
 	}
 	i.log.WarnContext(ctx, "the CA refused what the budget allowed", "use", use.Kind, "retry_after", f.retryAfter, "detail", printable(message))
@@ -76,8 +80,8 @@ func (i *Issuer) limited(ctx context.Context, use issuer.Use, err error) {
 // notCounted reports whether the request of this endpoint was refused, or never sent. Where there was no answer, or a page of
 // something in between, the CA may have counted it.
 func notCounted(err error, at endpoint) bool {
-	f, ok := errors.AsType[*failure](err)
-	return ok && (f.endpoint != at || f.problem() != nil || f.status == http.StatusTooManyRequests || errors.Is(err, errBadNonce))
+	f := asFailure(err)
+	return f != nil && (f.endpoint != at || f.problem() != nil || f.status == http.StatusTooManyRequests || errors.Is(err, errBadNonce))
 }
 
 // countFailures records the names that the CA could not validate. It comes before the order is deleted: a crash in between

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	legoacme "github.com/go-acme/lego/v4/acme"
@@ -56,7 +57,7 @@ func (i *Issuer) drive(ctx context.Context, request issuer.Request, o *order, st
 	}
 	d := &driver{Issuer: i, request: request, order: o, key: key, state: state, wait: firstPoll}
 	if key.kid != o.Account {
-		return nil, d.dead(ctx, &issuer.Error{Kind: issuer.KindRejected, Issuer: i.options.Name, Message: "order: it belongs to an account that is not used any more"})
+		return nil, d.dead(ctx, d.because(causeOther, "order: it belongs to an account that is not used any more"))
 	}
 	defer d.endChallenges()
 	for {
@@ -77,7 +78,9 @@ func (i *Issuer) drive(ctx context.Context, request issuer.Request, o *order, st
 
 // step does what the order's status asks for. Afterwards state is new, or nil.
 func (d *driver) step(ctx context.Context) error {
-	if d.state.Status != legoacme.StatusPending {
+	switch d.state.Status {
+	case legoacme.StatusPending, legoacme.StatusInvalid: // why it is invalid must not be that nobody answers any more
+	default:
 		d.endChallenges()
 	}
 	switch d.state.Status {
@@ -97,9 +100,7 @@ func (d *driver) step(ctx context.Context) error {
 		d.countFailures(ctx, failed)
 		return d.dead(ctx, e)
 	default:
-		return d.refuse(ctx, &issuer.Error{
-			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: fmt.Sprintf("order: its status is %q", printable(d.state.Status)),
-		})
+		return d.refuse(ctx, d.because(causeOther, fmt.Sprintf("order: its status is %q", printable(d.state.Status))))
 	}
 	d.state = nil
 	return sleep(ctx, d.wait)
@@ -170,7 +171,7 @@ func (d *driver) finalize(ctx context.Context) error {
 	})
 	if err != nil {
 		if d.order.Counted != nil {
-			d.limited(ctx, d.order.use(issuer.UseOrder, *d.order.Counted), err)
+			d.limited(ctx, d.order.use(issuer.UseCertificate, *d.order.Counted), err)
 		}
 		return d.afterFinalize(ctx, d.classify(ctx, "finalize", err))
 	}
@@ -178,9 +179,7 @@ func (d *driver) finalize(ctx context.Context) error {
 		d.wait = min(retryAfter, longestPoll)
 	}
 	if got.Status == legoacme.StatusReady {
-		return d.afterFinalize(ctx, &issuer.Error{
-			Kind: issuer.KindTemporary, Issuer: d.options.Name, Message: "finalize: the order stays ready", Hint: hintNotACME,
-		})
+		return d.afterFinalize(ctx, d.because(causeUnfinished, "finalize: the order stays ready"))
 	}
 	d.state = &got.Order
 	return nil
@@ -219,9 +218,7 @@ func (d *driver) afterFinalize(ctx context.Context, err error) error {
 func (d *driver) download(ctx context.Context) (*secret.Secret, error) {
 	d.request.Progress(issuer.StepDownloading)
 	if d.state.Certificate == "" {
-		return nil, d.refuse(ctx, &issuer.Error{
-			Kind: issuer.KindRejected, Issuer: d.options.Name, Message: "order: it is valid and has no certificate", Hint: hintNotACME,
-		})
+		return nil, d.refuse(ctx, d.because(causeOther, "order: it is valid and has no certificate"))
 	}
 	chain, err := d.fetch(ctx)
 	if f, ok := errors.AsType[*failure](err); ok && f.status == http.StatusNotFound && f.endpoint == endpointCertificate {
@@ -235,10 +232,7 @@ func (d *driver) download(ctx context.Context) (*secret.Secret, error) {
 		return nil, d.refused(ctx, "download the certificate", err)
 	}
 	if block, _ := pem.Decode(chain); block == nil {
-		return nil, &issuer.Error{
-			Kind: issuer.KindTemporary, Issuer: d.options.Name, Hint: hintNotACME,
-			Message: fmt.Sprintf("download the certificate: the answer of %d bytes holds none", len(chain)),
-		}
+		return nil, d.because(causeNotACME, fmt.Sprintf("download the certificate: the answer of %d bytes holds none", len(chain)))
 	}
 	s, err := d.judge(chain)
 	if rules := secret.Rules(err); len(rules) > 0 {
@@ -283,18 +277,17 @@ func (d *driver) judge(chain []byte) (*secret.Secret, error) {
 
 // badChain is the refusal of what the CA issued.
 func (d *driver) badChain(err error, rules []secret.Rule) *issuer.Error {
-	e := &issuer.Error{
-		Kind: issuer.KindRejected, Issuer: d.options.Name, Err: err,
-		Message: fmt.Sprintf("the CA's certificate was refused %v: %s", rules, printable(err.Error())),
-		Hint:    "the certificate in use is served on; tell the CA, or use another issuer",
+	why := causeChain
+	switch {
+	case slices.Contains(rules, secret.RuleNotYetValid), slices.Contains(rules, secret.RuleExpired):
+		why = causeClock // a chain reaches no root at a wrong time, either
+	case slices.Contains(rules, secret.RuleUntrusted):
+		why = causeRoot
 	}
-	for _, rule := range rules {
-		switch rule {
-		case secret.RuleUntrusted:
-			e.Hint = "if that root is right, set roots_file of the issuer to it (or roots: unchecked, for a CA that is only for tests)"
-		case secret.RuleNotYetValid, secret.RuleExpired:
-			e.Hint = "compare this machine's clock with the right time"
-		}
+	e := d.because(why, fmt.Sprintf("the CA's certificate was refused %v: %s", rules, printable(err.Error())))
+	e.Err = err
+	if why == causeClock {
+		e.Hint += d.conn.clock()
 	}
 	return e
 }
@@ -330,8 +323,7 @@ func repeatWait(try int) time.Duration {
 // temporary reports whether the same request may succeed in a moment; see kindOf and fromStatus.
 func (f *failure) temporary() bool {
 	if p := f.problem(); p != nil {
-		kind, _ := kindOf(p)
-		return kind == issuer.KindTemporary
+		return trouble(p) && !limit(p)
 	}
 	if _, untrusted := errors.AsType[x509.UnknownAuthorityError](f.err); untrusted {
 		return false

@@ -31,34 +31,6 @@ const (
 	problemUnauthorized        = problemPrefix + "unauthorized"
 )
 
-// problemHints says what a person can do about an error type.
-var problemHints = map[string]string{
-	"accountDoesNotExist":     "the CA does not know the account right after it was registered: ask the CA",
-	"badCSR":                  "the CA does not accept such a request: try another key_type, or fewer names",
-	"badPublicKey":            "the CA does not accept this key type: set another key_type",
-	"caa":                     "the CAA records of the name forbid this CA: add it to them, or use another issuer",
-	"connection":              "the CA must reach port 80 of the name from the internet: route /.well-known/acme-challenge/ to the http-01 listener",
-	"dns":                     "the CA could not resolve the name: check its A and AAAA records in the public DNS",
-	"externalAccountRequired": "the CA wants an external account binding: set eab.kid and eab.hmac_key_file of the issuer",
-	"incorrectResponse":       "something else answers /.well-known/acme-challenge/ for the name: route it to the http-01 listener",
-	"invalidContact":          "the CA does not accept the address: set another email for the issuer",
-	"invalidProfile":          "the CA has no such profile: set profile to one of its directory's, or leave it empty",
-	"rejectedIdentifier":      "the CA issues nothing for this name: check the spelling, or use another issuer",
-	"tls":                     "the CA met a TLS error while it validated the name: answer plain HTTP on port 80",
-	"unauthorized":            "what the CA found at http://NAME/.well-known/acme-challenge/ is not our answer: check where the name's addresses lead, IPv6 as well",
-	"unsupportedContact":      "the CA does not accept the address: set another email for the issuer",
-	"unsupportedIdentifier":   "the CA does not issue for this kind of identifier: IP addresses often need a profile of their own",
-	"userActionRequired":      "the CA wants the account's owner to act, such as to accept new terms: see the link in the message",
-}
-
-const (
-	hintUnreachable = "the certificates in use are served on, and the order is tried again; check the network, and the directory of the issuer"
-	hintTrust       = "set ca_file of the issuer to the CA certificate of its HTTPS, if that is a private one"
-	hintNotACME     = "check the directory of the issuer: it does not answer as an ACME server does"
-	hintNoTime      = "the CA names no time: if its message speaks of a paused account or name, follow the link in it, otherwise wait"
-	hintStore       = "see the message; nothing was ordered twice, and the order is taken up again"
-)
-
 // problemName is an error type without its prefix; foreign types stay whole.
 func problemName(t string) string { return strings.TrimPrefix(t, problemPrefix) }
 
@@ -79,9 +51,10 @@ func (i *Issuer) classify(ctx context.Context, doing string, err error) error {
 	problem := f.problem()
 	switch {
 	case errors.Is(err, errBadNonce):
-		e.Kind, e.Hint, e.Message = issuer.KindTemporary, hintUnreachable, fmt.Sprintf("%s: %v, %d times in a row", doing, errBadNonce, badNonceTries)
+		setCause(e, "badNonce")
+		e.Message = fmt.Sprintf("%s: %v, %d times in a row", doing, errBadNonce, badNonceTries)
 	case problem != nil:
-		i.fromProblem(e, doing, problem)
+		i.fromProblem(e, doing, problem, f.endpoint)
 	case f.status == 0:
 		i.fromNetwork(ctx, e, doing, err)
 	default:
@@ -92,14 +65,15 @@ func (i *Issuer) classify(ctx context.Context, doing string, err error) error {
 
 // internal is a fault on our side.
 func (i *Issuer) internal(doing string, err error) *issuer.Error {
-	return &issuer.Error{
-		Kind: issuer.KindInternal, Issuer: i.options.Name, Message: fmt.Sprintf("%s: %v", doing, err), Hint: hintStore, Err: err,
-	}
+	e := i.because(causeOurSide, fmt.Sprintf("%s: %v", doing, err))
+	e.Err = err
+	return e
 }
 
-// fromProblem judges a problem document (RFC 7807), also one that stands for a whole order.
-func (i *Issuer) fromProblem(e *issuer.Error, doing string, p *legoacme.ProblemDetails) {
-	e.Kind, e.Hint = kindOf(p)
+// fromProblem judges a problem document (RFC 7807), also one that stands for a whole order; at is as in causeOf.
+func (i *Issuer) fromProblem(e *issuer.Error, doing string, p *legoacme.ProblemDetails, at endpoint) {
+	why := i.causeOf(p, at, e.RetryAfter)
+	setCause(e, why)
 	e.Message = fmt.Sprintf("%s: %s", doing, describe(p))
 	var names []string
 	for _, sub := range p.SubProblems {
@@ -109,32 +83,9 @@ func (i *Issuer) fromProblem(e *issuer.Error, doing string, p *legoacme.ProblemD
 		e.Message += fmt.Sprintf("; %s: %s (%s)", printable(sub.Identifier.Value), printable(sub.Detail), printable(problemName(sub.Type)))
 	}
 	e.Identifier = strings.Join(names, ", ")
-	if e.Kind == issuer.KindRateLimited && e.RetryAfter == 0 {
-		e.Hint = hintNoTime
+	if link := portal(p); why == causePaused && link != "" {
+		e.Hint += ": " + link
 	}
-}
-
-// kindOf maps a problem to a kind and a hint.
-func kindOf(p *legoacme.ProblemDetails) (issuer.Kind, string) {
-	switch {
-	case p.Type == problemRateLimited, p.HTTPStatus == http.StatusTooManyRequests:
-		return issuer.KindRateLimited, "wait; the CA's limits are for the account or the name, so another issuer may help"
-	case p.Type == problemServerInternal, p.Type == problemBadNonce, p.Type == problemOrderNotReady,
-		p.HTTPStatus >= http.StatusInternalServerError, p.HTTPStatus == http.StatusRequestTimeout:
-		return issuer.KindTemporary, hintUnreachable
-	}
-	return issuer.KindRejected, problemHints[problemName(p.Type)]
-}
-
-// kindOfValidation maps the problem of an authorization: unlike elsewhere, a refusal says that the CA did not find what it was told to
-// look for. What the CA will not issue for whatever it finds is another CA's chance.
-func kindOfValidation(p *legoacme.ProblemDetails) (issuer.Kind, string) {
-	kind, hint := kindOf(p)
-	switch {
-	case kind != issuer.KindRejected, p.Type == problemPrefix+"caa", p.Type == problemPrefix+"rejectedIdentifier":
-		return kind, hint
-	}
-	return issuer.KindValidation, hint
 }
 
 // describe writes a problem for a person: what the CA said, and its type.
@@ -154,34 +105,37 @@ func describe(p *legoacme.ProblemDetails) string {
 func fromStatus(e *issuer.Error, doing string, status int) {
 	e.Message = fmt.Sprintf("%s: the CA answered with HTTP status %d and no ACME problem", doing, status)
 	switch {
+	case status == http.StatusTooManyRequests && e.RetryAfter > 0:
+		setCause(e, "rateLimited")
 	case status == http.StatusTooManyRequests:
-		e.Kind = issuer.KindRateLimited
-		if e.RetryAfter == 0 {
-			e.Hint = hintNoTime
-		}
+		setCause(e, causeNoTime)
 	case status >= http.StatusInternalServerError, status == http.StatusRequestTimeout:
-		e.Kind, e.Hint = issuer.KindTemporary, hintUnreachable
+		setCause(e, causeUnreachable)
 	case status >= http.StatusBadRequest:
-		e.Kind, e.Hint = issuer.KindTemporary, hintNotACME
+		setCause(e, causeNotACME)
 	default:
-		e.Kind, e.Hint = issuer.KindTemporary, hintNotACME
-		e.Message = fmt.Sprintf("%s: the CA's answer cannot be understood: %s", doing, printable(e.Err.Error()))
+		setCause(e, causeNotACME)
+		why := strings.TrimPrefix(printable(e.Err.Error()), errUnreadable.Error()+": ")
+		e.Message = fmt.Sprintf("%s: %v: %s", doing, errUnreadable, why)
 	}
 }
 
 // fromNetwork judges that there was no answer.
 func (i *Issuer) fromNetwork(ctx context.Context, e *issuer.Error, doing string, err error) {
-	e.Kind, e.Hint = issuer.KindTemporary, hintUnreachable
+	setCause(e, causeUnreachable)
 	cause := err
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		cause = u.Err // the URL is long, and it is the order's
 	}
 	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	invalid, isInvalid := errors.AsType[x509.CertificateInvalidError](err)
 	timeout, isNet := errors.AsType[net.Error](err)
 	switch {
 	case unknown:
-		e.Hint = hintTrust
-	case ctx.Err() != nil, isNet && timeout.Timeout():
+		setCause(e, causeUntrusted)
+	case isInvalid && invalid.Reason == x509.Expired: // also "not yet valid"
+		setCause(e, causeHTTPSTime)
+	case ctx.Err() != nil, isNet && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded): // the last one while the answer came
 		cause = errors.New("no answer in time")
 	}
 	e.Message = fmt.Sprintf("%s: %s: %s", doing, i.host(), printable(cause.Error()))

@@ -64,6 +64,9 @@ func reset(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
 
 const every = 1 << 40 // requests, for respond
 
+// pausedText is what Let's Encrypt says of a paused account.
+const pausedText = "Your account is temporarily prevented from requesting certificates. Please visit: https://portal.example/?jwt=x"
+
 func TestKindsOfErrors(t *testing.T) {
 	t.Parallel()
 	type answer = http.HandlerFunc
@@ -83,7 +86,6 @@ func TestKindsOfErrors(t *testing.T) {
 	says := func(status int, problemType, detail string) answer {
 		return func(w http.ResponseWriter, _ *http.Request) { problem(w, status, problemType, detail) }
 	}
-	const paused = "Your account is temporarily prevented from requesting certificates. Please visit: https://portal.example/?jwt=x"
 	tests := []struct {
 		name       string
 		kind       testenv.Kind
@@ -93,7 +95,7 @@ func TestKindsOfErrors(t *testing.T) {
 		text, hint string
 	}{
 		{name: "429 with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("120", says(429, "rateLimited", "too many")), want: issuer.KindRateLimited, retryAfter: 2 * time.Minute, text: "too many", hint: "wait"},
-		{name: "429 paused", kind: testenv.KindNewOrder, answer: says(429, "rateLimited", paused), want: issuer.KindRateLimited, text: "https://portal.example/?jwt=x", hint: "follow the link"},
+		{name: "429 paused", kind: testenv.KindNewOrder, answer: says(429, "rateLimited", pausedText), want: issuer.KindPaused, text: "temporarily prevented", hint: "https://portal.example/?jwt=x"},
 		{name: "429 HTML", kind: testenv.KindNewOrder, answer: withRetryAfter("60", text(429, "<html>")), want: issuer.KindRateLimited, retryAfter: time.Minute},
 		{name: "503 HTML with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("600", text(503, "<html>busy</html>")), want: issuer.KindTemporary, retryAfter: 10 * time.Minute, text: "503"},
 		{name: "503 JSON with a time", kind: testenv.KindNewOrder, answer: withRetryAfter("600", says(503, "serverInternal", "maintenance")), want: issuer.KindTemporary, retryAfter: 10 * time.Minute, text: "maintenance"},

@@ -152,7 +152,7 @@ func (x *inspector) eab(ctx context.Context) {
 	case needed && account.KID != "":
 		x.add("eab", CheckWarn, "set eab of the issuer, for the case that the account has to be registered again", "required for new accounts, and not configured")
 	case needed:
-		x.add("eab", CheckFail, problemHints["externalAccountRequired"], "required, and not configured")
+		x.add("eab", CheckFail, hintOf("externalAccountRequired"), "required, and not configured")
 	case configured:
 		x.add("eab", CheckOK, "", "configured, and not required")
 	default:
@@ -164,7 +164,7 @@ func (x *inspector) eab(ctx context.Context) {
 func (x *inspector) account(ctx context.Context) {
 	stored, err := x.issuer.storedAccount(ctx)
 	if err != nil {
-		x.add("account", CheckFail, hintStore, "%v", err)
+		x.add("account", CheckFail, hintOf(causeOurSide), "%v", err)
 		return
 	}
 	if stored.KID == "" {
@@ -174,7 +174,7 @@ func (x *inspector) account(ctx context.Context) {
 	x.result.Account = stored.KID
 	signer, err := decodeKey(stored.Key)
 	if err != nil {
-		x.add("account", CheckFail, hintStore, "%v", err)
+		x.add("account", CheckFail, hintOf(causeOurSide), "%v", err)
 		return
 	}
 	var got legoacme.Account
@@ -248,7 +248,7 @@ func (x *inspector) profiles() {
 	case len(missing) > 0 && len(offered) == 0:
 		x.add("profiles", CheckWarn, "leave profile empty, unless you know that the CA has it", "the CA offers none, and %s is configured", strings.Join(missing, ", "))
 	case len(missing) > 0:
-		x.add("profiles", CheckFail, problemHints["invalidProfile"], "%s: not among those that the CA offers: %s", strings.Join(missing, ", "), list)
+		x.add("profiles", CheckFail, hintOf("invalidProfile"), "%s: not among those that the CA offers: %s", strings.Join(missing, ", "), list)
 	case len(offered) == 0:
 		x.add("profiles", CheckOK, "", "the CA offers none")
 	case len(wanted) == 0:

@@ -40,11 +40,11 @@ func (x *inspector) directory(ctx context.Context) bool {
 		x.add("directory", CheckFail, "the CA or something before it is in trouble: see its status page", "%s: HTTP status %d", c.directoryURL, resp.status)
 		return false
 	case resp.status != http.StatusOK:
-		x.add("directory", CheckFail, hintNotACME, "%s: HTTP status %d", c.directoryURL, resp.status)
+		x.add("directory", CheckFail, hintOf(causeNotACME), "%s: HTTP status %d", c.directoryURL, resp.status)
 		return false
 	}
 	if x.found, err = parseDirectory(resp.body); err != nil {
-		x.add("directory", CheckFail, hintNotACME, "%s: %v", c.directoryURL, err)
+		x.add("directory", CheckFail, hintOf(causeNotACME), "%s: %v", c.directoryURL, err)
 		return false
 	}
 	c.keepDirectory(resp.body, time.Now())
@@ -115,7 +115,7 @@ func (x *inspector) distrusted(err *tls.CertificateVerificationError) {
 	case unknown && x.issuer.options.CAFile != "":
 		hint = "ca_file of the issuer does not have the CA certificate of its HTTPS: take that of the authority shown, after a look at whose it is"
 	case unknown:
-		hint = hintTrust
+		hint = hintOf(causeUntrusted)
 	case isInvalid && invalid.Reason == x509.Expired:
 		hint = "is the clock of this machine right? Otherwise the CA has to renew it"
 	}
@@ -168,9 +168,9 @@ func (x *inspector) nonce(ctx context.Context) {
 	resp, err := x.send(ctx, http.MethodHead, x.found.NewNonceURL, endpointNonce)
 	switch {
 	case err != nil:
-		x.add("nonce", CheckFail, hintUnreachable, "%v", err)
+		x.add("nonce", CheckFail, hintOf(causeUnreachable), "%v", err)
 	case resp.status >= 300 || resp.header.Get("Replay-Nonce") == "":
-		x.add("nonce", CheckFail, hintNotACME, "the CA gives no nonce: HTTP status %d", resp.status)
+		x.add("nonce", CheckFail, hintOf(causeNotACME), "the CA gives no nonce: HTTP status %d", resp.status)
 	default:
 		x.issuer.conn.pushNonce(resp.header.Get("Replay-Nonce"))
 		x.add("nonce", CheckOK, "", "the CA gives nonces")

@@ -55,15 +55,16 @@ var errOrderDead = errors.New("the order is dead")
 
 // check refuses requests that HTTP-01 cannot serve.
 func (i *Issuer) check(request issuer.Request) error {
-	refuse := func(name, message, hint string) error {
-		return &issuer.Error{Kind: issuer.KindRejected, Issuer: i.options.Name, Identifier: name, Message: message, Hint: hint}
-	}
 	if len(request.DNSNames)+len(request.IPAddresses) == 0 {
-		return refuse("", "the certificate has no name", "set dns_names or ip_addresses")
+		return &issuer.Error{
+			Kind: issuer.KindRejected, Issuer: i.options.Name, Message: "the certificate has no name", Hint: "set dns_names or ip_addresses",
+		}
 	}
 	for _, name := range request.DNSNames {
 		if strings.Contains(name, "*") {
-			return refuse(name, "a wildcard needs a dns-01 challenge, which is not supported yet", "list the names one by one")
+			e := i.because(causeWildcard, "a wildcard needs a dns-01 challenge, which is not supported yet")
+			e.Identifier = name
+			return e
 		}
 	}
 	return nil

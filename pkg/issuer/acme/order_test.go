@@ -106,58 +106,56 @@ func TestOrderIsStoredBeforeTheFirstChallengeIsAnswered(t *testing.T) {
 }
 
 // TestCrashAtEachRequest kills Obtain before the CA has a request, and after it but before we have the answer, and takes the order
-// up again with a new Issuer.
+// up again with a new Issuer. The second half does so while an order is looked for whose URL an earlier crash has lost.
 func TestCrashAtEachRequest(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
+		lost   bool // by an earlier crash
 		kind   testenv.Kind
 		point  testenv.Point
 		orders int // placed in all; at most, where a validation is under way at the crash
 		atMost bool
 	}{
-		{testenv.KindDirectory, testenv.Before, 1, false},
-		{testenv.KindNonce, testenv.After, 1, false},
-		{testenv.KindNewAccount, testenv.Before, 1, false},
-		{testenv.KindNewAccount, testenv.After, 1, false},
-		{testenv.KindNewOrder, testenv.Before, 1, false},
-		{testenv.KindNewOrder, testenv.After, 1, false},
-		{testenv.KindAuthz, testenv.Before, 1, false},
-		{testenv.KindAuthz, testenv.After, 1, false},
-		{testenv.KindChallenge, testenv.Before, 1, false},
-		{testenv.KindChallenge, testenv.After, 2, true},
-		{testenv.KindOrder, testenv.Before, 2, true},
-		{testenv.KindOrder, testenv.After, 2, true},
-		{testenv.KindFinalize, testenv.Before, 1, false},
-		{testenv.KindFinalize, testenv.After, 1, false},
-		{testenv.KindCert, testenv.Before, 1, false},
-		{testenv.KindCert, testenv.After, 1, false},
+		{false, testenv.KindDirectory, testenv.Before, 1, false},
+		{false, testenv.KindDirectory, testenv.After, 1, false},
+		{false, testenv.KindNonce, testenv.Before, 1, false},
+		{false, testenv.KindNonce, testenv.After, 1, false},
+		{false, testenv.KindNewAccount, testenv.Before, 1, false},
+		{false, testenv.KindNewAccount, testenv.After, 1, false},
+		{false, testenv.KindNewOrder, testenv.Before, 1, false},
+		{false, testenv.KindNewOrder, testenv.After, 1, false},
+		{false, testenv.KindAuthz, testenv.Before, 1, false},
+		{false, testenv.KindAuthz, testenv.After, 1, false},
+		{false, testenv.KindChallenge, testenv.Before, 1, false},
+		{false, testenv.KindChallenge, testenv.After, 2, true},
+		{false, testenv.KindOrder, testenv.Before, 2, true},
+		{false, testenv.KindOrder, testenv.After, 2, true},
+		{false, testenv.KindFinalize, testenv.Before, 1, false},
+		{false, testenv.KindFinalize, testenv.After, 1, false},
+		{false, testenv.KindCert, testenv.Before, 1, false},
+		{false, testenv.KindCert, testenv.After, 1, false},
+
+		{true, testenv.KindAccount, testenv.Before, 1, false},
+		{true, testenv.KindAccount, testenv.After, 1, false},
+		{true, testenv.KindOrders, testenv.Before, 1, false},
+		{true, testenv.KindOrders, testenv.After, 1, false},
+		{true, testenv.KindOrder, testenv.Before, 1, false},
+		{true, testenv.KindOrder, testenv.After, 1, false},
+		{true, testenv.KindAuthz, testenv.Before, 1, false},
+		{true, testenv.KindFinalize, testenv.After, 1, false},
 	}
 	for _, tt := range tests {
-		name := fmt.Sprintf("before %s", tt.kind)
+		name := fmt.Sprintf("before %s, lost %t", tt.kind, tt.lost)
 		if tt.point == testenv.After {
-			name = fmt.Sprintf("after %s", tt.kind)
+			name = fmt.Sprintf("after %s, lost %t", tt.kind, tt.lost)
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, testenv.PebbleOptions{})
-			hold := f.proxy.Hold(tt.kind, tt.point)
-			ctx, crash := context.WithCancel(t.Context())
-			defer crash()
-			done := make(chan error, 1)
-			i := f.issuer(nil)
-			go func() {
-				_, err := i.Obtain(ctx, request("a.example"))
-				done <- err
-			}()
-			select {
-			case <-hold.Reached():
-			case err := <-done:
-				t.Fatalf("the request never came: %v", err)
+			if tt.lost {
+				f.loseURL(request("a.example"))
 			}
-			crash()
-			if err := <-done; !errors.Is(err, context.Canceled) {
-				t.Fatalf("got %v, want the end of the context", err)
-			}
+			hold := f.crashAtRequest(tt.kind, tt.point)
 			defer hold.Release() // not before: the request of a dead process must not go on
 			s := f.obtain(f.issuer(nil), request("a.example"))
 			f.wantOneCertificate(s)
@@ -169,6 +167,30 @@ func TestCrashAtEachRequest(t *testing.T) {
 			}
 		})
 	}
+}
+
+// crashAtRequest ends an Obtain at the next request of a kind, and returns what still holds the request.
+func (f *fixture) crashAtRequest(kind testenv.Kind, point testenv.Point) *testenv.Hold {
+	f.Helper()
+	hold := f.proxy.Hold(kind, point)
+	ctx, crash := context.WithCancel(f.Context())
+	defer crash()
+	done := make(chan error, 1)
+	i := f.issuer(nil)
+	go func() {
+		_, err := i.Obtain(ctx, request("a.example"))
+		done <- err
+	}()
+	select {
+	case <-hold.Reached():
+	case err := <-done:
+		f.Fatalf("the request never came: %v", err)
+	}
+	crash()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		f.Fatalf("got %v, want the end of the context", err)
+	}
+	return hold
 }
 
 // TestCrashAtEachWrite fails each commit before it is durable, and after it, and takes the order up again with a new Issuer, at a CA
@@ -191,6 +213,42 @@ func TestCrashAtEachWrite(t *testing.T) {
 					want := 1
 					if n == url && !durable && !listed {
 						want = 2
+					}
+					if got := f.proxy.Count(testenv.KindNewOrder).Succeeded; got != want {
+						t.Errorf("got %d orders, want %d", got, want)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestCrashAtEachWriteOfATakenUpOrder is the same for an order whose URL an earlier crash has lost: it is stored when it was found, or
+// given up.
+func TestCrashAtEachWriteOfATakenUpOrder(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		listed bool
+		writes int
+		url    int // the write of a new order's URL
+	}{{true, 2, -1}, {false, 4, 2}} {
+		for n := range tt.writes {
+			for _, durable := range []bool{false, true} {
+				t.Run(fmt.Sprintf("listed %t, write %d, durable %t", tt.listed, n+1, durable), func(t *testing.T) {
+					t.Parallel()
+					f := newFixture(t, testenv.PebbleOptions{})
+					if !tt.listed {
+						f.withoutList()
+					}
+					f.loseURL(request("a.example"))
+					f.crashAtWrite(n, durable, nil)
+					f.wantOneCertificate(f.obtain(f.issuer(nil), request("a.example")))
+					want := 1 // and one more at a CA without a list, for each kill between its answer and our write
+					if !tt.listed {
+						want++
+						if n == tt.url && !durable {
+							want++
+						}
 					}
 					if got := f.proxy.Count(testenv.KindNewOrder).Succeeded; got != want {
 						t.Errorf("got %d orders, want %d", got, want)

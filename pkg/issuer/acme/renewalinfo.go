@@ -37,9 +37,8 @@ func (i *Issuer) RenewalInfo(ctx context.Context, id string) (issuer.RenewalInfo
 		return issuer.RenewalInfo{}, fmt.Errorf("issuer %q: %w", i.options.Name, context.Cause(ctx))
 	}
 	err = i.classify(ctx, "renewal information", err)
-	// Nothing was refused here that a person has to look at: the certificate is renewed without advice.
-	if e, ok := errors.AsType[*issuer.Error](err); ok && e.Kind != issuer.KindRateLimited {
-		e.Kind = issuer.KindTemporary
+	if e, ok := errors.AsType[*issuer.Error](err); ok && e.Kind != issuer.KindRateLimited && e.Kind != issuer.KindTemporary {
+		e.Kind, e.Hint = issuer.KindTemporary, "the certificate is renewed by its life, without the CA's advice"
 	}
 	return issuer.RenewalInfo{}, err
 }

@@ -152,7 +152,9 @@ func TestRefusedRenewalInfoIsNoWindow(t *testing.T) {
 		{"500 null", page(500, "application/json", "null"), issuer.KindTemporary, 0, "500"},
 		{"204", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, issuer.KindTemporary, 0, "204"},
 		{"202 with a window", page(202, "application/json", window), issuer.KindTemporary, 0, "202"},
-		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://ca.invalid/", http.StatusFound) }, issuer.KindTemporary, 0, "302"},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://ca.invalid/", http.StatusFound)
+		}, issuer.KindTemporary, 0, "302"},
 		{"reset", reset, issuer.KindTemporary, 0, "127.0.0.1"},
 		{"too long", page(200, "application/json", strings.Repeat(" ", maxBody)+window), issuer.KindTemporary, 0, "bytes"},
 	}

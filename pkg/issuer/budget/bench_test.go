@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
 )
@@ -46,6 +47,35 @@ func BenchmarkSpendBy16(b *testing.B) {
 				b.Error(err)
 				return
 			}
+		}
+	})
+}
+
+// BenchmarkForecast is a mass revocation of 10,000 certificates, new ones for the CA: the longest wait is over a year.
+func BenchmarkForecast(b *testing.B) {
+	l := letsEncrypt(b, openStore(b))
+	wanted := make([]Wanted, 10_000)
+	for i := range wanted {
+		wanted[i] = Wanted{Name: fmt.Sprint(i), DNSNames: []string{fmt.Sprintf("n%d.example%d.com", i, i%20), fmt.Sprintf("m%d.example%d.com", i, i%7)}}
+	}
+	for b.Loop() {
+		l.Forecast(time.Now(), wanted)
+	}
+}
+
+// BenchmarkLimits100k looks at 100,000 buckets that are in use.
+func BenchmarkLimits100k(b *testing.B) {
+	l := letsEncrypt(b, openStore(b))
+	r, now := l.rules.Load(), time.Now().UnixNano()
+	for i := range 100_000 {
+		t := r.setTouch([]string{fmt.Sprintf("www.example%d.com", i)}, nil)
+		e := l.book.look(t, now)
+		e.spend(t.limit, now)
+		l.book.entries[t.key] = e
+	}
+	b.Run("scarcest", func(b *testing.B) {
+		for b.Loop() {
+			l.Scarcest(time.Now())
 		}
 	})
 }

@@ -66,8 +66,11 @@ func (b *bucket) at(l *limit, now int64) {
 		b.count(l, b.held[0].at, b.held[0].n)
 		b.held = b.held[1:]
 	}
-	for i := range b.held {
-		b.held[i].at = min(b.held[i].at, latest)
+	if n := len(b.held); n > 0 && b.held[n-1].at > latest {
+		b.held = slices.Clone(b.held) // copies of the bucket share it
+		for i := range b.held {
+			b.held[i].at = min(b.held[i].at, latest)
+		}
 	}
 	b.bound(l, max(now, b.until))
 }
@@ -141,7 +144,7 @@ func (b *bucket) fitsAt(l *limit, now int64, urgent bool) int64 {
 }
 
 func (b *bucket) viewFitsAt(l *limit, now int64, urgent bool) int64 {
-	c := b.clone()
+	c := *b
 	for {
 		c.at(l, now)
 		r, end := c.view(l, urgent)
@@ -156,7 +159,7 @@ func (b *bucket) viewFitsAt(l *limit, now int64, urgent bool) int64 {
 
 // fullAt is when nothing is used up any more, if there are no other uses until then; 0 where it is so now.
 func (b *bucket) fullAt(l *limit, now int64) int64 {
-	c := b.clone()
+	c := *b
 	for _, h := range c.held {
 		c.count(l, h.at, h.n)
 	}
@@ -166,7 +169,7 @@ func (b *bucket) fullAt(l *limit, now int64) int64 {
 	return 0
 }
 
-// spend records a use; the bucket has been brought to now.
+// spend records a use; the bucket has been brought to now, and is no copy that shares what is held.
 func (b *bucket) spend(l *limit, now int64) {
 	if l.grace == 0 {
 		b.count(l, now, 1)
@@ -181,7 +184,7 @@ func (b *bucket) spend(l *limit, now int64) {
 	b.held = append(b.held, hold{at: at, n: 1})
 }
 
-// giveBack removes a use that the CA does not count; the bucket has been brought to now. Which one of those held it is, is not known: the
+// giveBack removes a use that the CA does not count; the bucket is as for spend. Which one of those held it is, is not known: the
 // oldest is the safe one, what remains then is counted later. One that is not held any more stays counted.
 func (b *bucket) giveBack() (changed bool) {
 	if len(b.held) == 0 {

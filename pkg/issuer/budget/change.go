@@ -155,14 +155,20 @@ func (b *Book) touched(now int64, c *change, set map[string]*touched) []*touched
 
 // look returns a copy of an entry, brought to now; mu is held.
 func (b *Book) look(t touch, now int64) *entry {
-	e := b.entries[t.key]
-	if e == nil {
-		e = &entry{owner: t.owner, of: t.limit.name, scope: t.scope, label: t.label}
-		e.at(t.limit, now)
-		return e
+	if e := b.entries[t.key]; e != nil {
+		e.at(t.limit, now) // kept: what a wrong clock has left is bounded once
 	}
-	e.at(t.limit, now) // kept: what a wrong clock has left is bounded once
-	return e.clone()
+	e := b.copy(t)
+	e.at(t.limit, now)
+	return e
+}
+
+// copy returns a copy of an entry as it is; mu is held.
+func (b *Book) copy(t touch) *entry {
+	if e := b.entries[t.key]; e != nil {
+		return e.clone()
+	}
+	return &entry{owner: t.owner, of: t.limit.name, scope: t.scope, label: t.label}
 }
 
 // commit stores entries, in as many commits as it takes. Where a later one fails, the earlier ones are undone; what cannot be undone stays

@@ -36,9 +36,12 @@ type Limit struct {
 	Name string
 	// Burst is how many uses it holds, 1 or more.
 	Burst int
-	// Refill is the time for one more, above 0.
+	// Refill is the time for one more, above 0, and at most LongestFill by Burst.
 	Refill time.Duration
 }
+
+// LongestFill is how long it may take at the most to fill a limit: Burst times Refill.
+const LongestFill = 100 * 365 * 24 * time.Hour
 
 // certificateGrace is how long an order may take from its request to the last finalize: one that is found after a crash is gone on with for
 // 6 hours. requestGrace is the same for a single request with its repetitions.
@@ -120,7 +123,7 @@ func newRules(o Options) (*rules, error) {
 	}
 	r := &rules{Options: o, ca: p.name, renewals: p.renewals, limits: map[string]*limit{}}
 	for _, l := range slices.Concat(p.limits, o.Limits) { // the later one holds
-		if !slices.Contains(Names(), l.Name) || l.Burst < 1 || l.Refill <= 0 {
+		if !slices.Contains(Names(), l.Name) || l.Burst < 1 || l.Refill <= 0 || l.Refill > LongestFill/time.Duration(l.Burst) {
 			return nil, fmt.Errorf("budget of issuer %q: limit %q with burst %d and refill %v", o.Issuer, l.Name, l.Burst, l.Refill)
 		}
 		r.limits[l.Name] = newLimit(l, o.Share)

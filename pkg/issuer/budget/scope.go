@@ -72,12 +72,16 @@ func (r *rules) touches(use issuer.Use, renewal bool) []touch {
 	return out
 }
 
-// touch is one bucket. What all accounts share is kept for the CA, the rest for the issuer.
-func (r *rules) touch(l *limit, scope, label string, check, spend bool) touch {
-	owner := r.Issuer
-	if wholeCA(l.name) {
-		owner = r.Directory
+// owner is whose the buckets of a limit are: what all accounts share is kept for the CA, the rest for the issuer.
+func (r *rules) owner(limit string) string {
+	if wholeCA(limit) {
+		return r.Directory
 	}
+	return r.Issuer
+}
+
+func (r *rules) touch(l *limit, scope, label string, check, spend bool) touch {
+	owner := r.owner(l.name)
 	return touch{limit: l, key: store.Key(keyPrefix, owner, l.name, scope), owner: owner, scope: scope, label: label, check: check, spend: spend}
 }
 

@@ -32,7 +32,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("stored again it is another one:\n%s", diff)
 		}
 		now := int64(1.8e18)
-		for _, one := range []Limit{{ExactSet, 5, 34 * time.Hour}, {RegisteredDomain, 30000, time.Second / 30000}, {NewOrders, 1 << 30, 1000 * time.Hour}, {FailedAuthorizations, 1, 1}} {
+		for _, one := range []Limit{{ExactSet, 5, 34 * time.Hour}, {RegisteredDomain, 30000, time.Second / 30000}, {NewOrders, 1 << 20, LongestFill >> 20}, {FailedAuthorizations, 1, 1}} {
 			l := newLimit(one, 0.8)
 			c := e.clone()
 			c.at(l, now)

@@ -201,11 +201,11 @@ func TestWhatTheCADoesNotCountIsReturned(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, testenv.PebbleOptions{})
 			l := &ledger{}
-			i := f.counted(l, func(o *Options) { o.OrderTimeout = 5 * time.Second })
+			i := f.counted(l, nil)
 			if _, err := i.ensureAccount(f.Ready(), ""); err != nil {
 				t.Fatal(err)
 			}
-			i = f.counted(l, func(o *Options) { o.OrderTimeout = 5 * time.Second }) // without nonces
+			i = f.counted(l, func(o *Options) { o.OrderTimeout = 20 * time.Second }) // without nonces
 			l.want(t, "account", "spend account")
 			f.respond(tt.kind, every, tt.answer)
 			if _, err := i.Obtain(f.Ready(), request("a.example")); err == nil {

@@ -124,6 +124,7 @@ func New(opts Options) *Server {
 	mux.Handle("GET /v1/issuers", s.read(s.issuers))
 	mux.Handle("GET /v1/issuers/{issuer}", s.read(s.issuer))
 	mux.Handle("GET /v1/audit", s.read(s.auditList))
+	mux.Handle("GET /v1/budget", s.read(s.budgets))
 	mux.Handle("GET /v1/bootstrap/{group}", s.read(s.bootstrap))
 	mux.Handle("POST /v1/secrets", s.act(s.importSecret))
 	mux.Handle("POST /v1/secrets/{name}/release", s.act(s.release))

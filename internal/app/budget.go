@@ -32,6 +32,9 @@ func (s *server) openBudget(ctx context.Context, cfg *config.Config) (err error)
 	if err := s.budget.Set(budgets(cfg)); err != nil {
 		return err
 	}
+	if err := s.registry.Register(s.budget.Collector()); err != nil {
+		return err
+	}
 	return s.recallIssued(ctx, cfg)
 }
 

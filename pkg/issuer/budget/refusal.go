@@ -25,9 +25,9 @@ func (r *rules) crossed(now int64, urgent bool, of []*touched) error {
 		return nil
 	}
 	l := last.limit
-	e := &issuer.Error{Kind: issuer.KindBudget, Issuer: r.Issuer, RetryAfter: time.Duration(max(at-now, 1)), Hint: hintFor(l.name)}
-	if l.name == RegisteredDomain || l.name == FailedAuthorizations || l.name == ConsecutiveFailures {
-		e.Identifier = last.touch.scope
+	e := &issuer.Error{Kind: issuer.KindBudget, Issuer: r.Issuer, Limit: l.name, RetryAfter: time.Duration(max(at-now, 1)), Hint: hintFor(l.name)}
+	if l.name != NewOrders && l.name != NewAccounts { // those are the account's: what is refused at one of them waits together
+		e.Identifier = last.name()
 	}
 	left := fmt.Sprintf("none of %d is left", l.all.burst)
 	if !urgent {

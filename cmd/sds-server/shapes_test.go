@@ -19,7 +19,8 @@ const (
 		"refill_seconds":0.0}],"omitted":0,"forecast":{"certificates":1,"now":1,"day":1,"late":[{"certificate":"","at":"","limit":"` + limitNames + `","scope":""}]}}]}`
 	statusShape = `{"version":"","leader":true,"ready":true,"config":{"ok":true,"loaded_at":"","error":null},"snapshot_latest":9,
 		"certificates":[{"name":"","state":"pending|ok|renewing|failing|expired","version":"","serial":"","issuer":"","not_before":"","not_after":"","next_renewal":"",
-		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"waiting":{"kind":"budget|temporary","message":"","until":""},"groups":[{"name":"","version":""}]}],
+		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"waiting":{"kind":"budget|temporary","message":"","until":""},
+		"renewal_info":{"start":"","end":"","explanation":"","asked":""},"groups":[{"name":"","version":""}]}],
 		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
 		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
 		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving|verifying|watching|paused"}],

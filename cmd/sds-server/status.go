@@ -171,13 +171,13 @@ func groupVersions(groups []admin.GroupVersion) string {
 	return strings.Join(parts, " ")
 }
 
-// certificateError says why a certificate is not issued: what it waits for, or what has failed.
-func certificateError(cert admin.CertificateStatus, now time.Time) string {
-	switch e, w := cert.Error, cert.Waiting; {
-	case w != nil:
-		return fmt.Sprintf("waits %s: %s", until(&w.Until, now), w.Message)
-	case e != nil:
-		return fmt.Sprintf("%s (%d %s): %s", e.Kind, e.Attempts, plural(e.Attempts, "attempt"), e.Message)
+// certificateError says what went wrong with a certificate, or what keeps it from being ordered.
+func certificateError(c admin.CertificateStatus, now time.Time) string {
+	switch {
+	case c.Error != nil:
+		return fmt.Sprintf("%s (%d %s): %s", c.Error.Kind, c.Error.Attempts, plural(c.Error.Attempts, "attempt"), c.Error.Message)
+	case c.Waiting != nil:
+		return fmt.Sprintf("waits for %s: %s", until(&c.Waiting.Until, now), c.Waiting.Message)
 	}
 	return none
 }

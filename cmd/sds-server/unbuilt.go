@@ -11,7 +11,6 @@ import (
 var unbuilt = []string{
 	"revoke", "failover", "issuers rollover",
 	"probe", "drill", "audit export", "report", "rekey", "store migrate",
-	"renew --all", "renew --issued-by", "renew --issuer", "renew --dry-run",
 }
 
 // refuseUnbuilt adds a hidden command or flag for each of them.

@@ -32,8 +32,12 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 		answerError(w, err)
 		return
 	}
+	if req.many() {
+		s.renewMany(w, r, req)
+		return
+	}
 	log := s.Log.With("operation", "renew", "by", peerOf(r.Context()).String(), "secret", req.Name)
-	log.InfoContext(r.Context(), "operator command", "force", req.Force, "wait", req.Wait, "reason", req.Reason)
+	log.InfoContext(r.Context(), "operator command", "issuer", req.Issuer, "force", req.Force, "wait", req.Wait, "reason", req.Reason)
 	s.record(r, nil, "")
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	flow := renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()}
@@ -60,12 +64,23 @@ type renewal struct {
 	out     *json.Encoder
 	flush   func() error
 	begin   time.Time
+	// quiet is told what a rollout does that is waited for; nil says it to the peer.
+	quiet func(text string)
 }
 
 // say sends a line. A peer that went away has no use for an error: its context ends the request.
 func (f *renewal) say(line Renewal) {
 	_ = f.out.Encode(line)
 	_ = f.flush()
+}
+
+// tell says what a rollout does.
+func (f *renewal) tell(text string, again bool) {
+	if f.quiet != nil {
+		f.quiet(text)
+		return
+	}
+	f.say(Renewal{Step: text, Again: again})
 }
 
 func (f *renewal) run(ctx context.Context) (*Renewed, error) {
@@ -108,12 +123,14 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 	}
 	steps, done := make(chan issuer.Step, 1), make(chan outcome, 1)
 	go func() {
-		a, err := f.server.Issuer.Renew(ctx, f.request.Name, issuer.Renewal{Force: f.request.Force, Progress: func(step issuer.Step) {
-			select {
-			case steps <- step:
-			case <-ctx.Done():
-			}
-		}})
+		a, err := f.server.Issuer.Renew(ctx, f.request.Name, issuer.Renewal{
+			Force: f.request.Force, Issuer: f.request.Issuer, Reason: f.request.Reason, Progress: func(step issuer.Step) {
+				select {
+				case steps <- step:
+				case <-ctx.Done():
+				}
+			},
+		})
 		done <- outcome{a, err}
 	}()
 	for {
@@ -137,6 +154,9 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 func explain(name string, err error) error {
 	if errors.Is(err, issuer.ErrUnknown) {
 		return fail(http.StatusNotFound, "no certificate named "+strconv.Quote(name)+" is configured", "see `status` for those that are; imported secrets are replaced by `secrets import`")
+	}
+	if errors.Is(err, issuer.ErrUnknownIssuer) {
+		return fail(http.StatusNotFound, err.Error(), "see `issuers list`")
 	}
 	if _, ok := errors.AsType[*issuer.NotDueError](err); ok {
 		return fail(http.StatusConflict, err.Error(), "--force orders it now")
@@ -174,12 +194,12 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 		}
 		if text := fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason); text != said {
 			said, asked = text, time.Now()
-			f.say(Renewal{Step: text})
+			f.tell(text, false)
 		}
 		if now := time.Now(); now.Sub(asked) >= progressInterval { // no more often: it looks at every rollout
 			asked = now
 			if left := f.server.left(id); left != "" {
-				f.say(Renewal{Step: said + " (" + left + ")", Again: true})
+				f.tell(said+" ("+left+")", true)
 			}
 		}
 		switch {

@@ -53,8 +53,9 @@ type Group struct {
 
 // Certificate is a configured certificate.
 type Certificate struct {
-	Name        string
-	DNSNames    []string
+	Name     string
+	DNSNames []string
+	// IPAddresses are those that it covers as well.
 	IPAddresses []netip.Addr
 	Issuers     []string // in the order of failover
 	Profile     string   // empty: that of the issuer
@@ -87,8 +88,8 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
-	// Budget knows what the CAs still allow.
-	Budget *budget.Book
+	Store      store.Store  // keeps what a renewal of many has begun
+	Budget     *budget.Book // what the CAs still allow
 	// Maintenance knows when issuers are left alone.
 	Maintenance *maintenance.Monitor
 	Audit       *audit.Log
@@ -138,6 +139,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.Handle("POST /v1/issuers/{issuer}/test", s.act(s.testIssuer))
+	mux.Handle("POST /v1/renew/plan", s.read(s.planRenewal))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("POST /v1/verify", s.verify)
 	mux.HandleFunc("POST /v1/audit/verify", s.auditVerify)

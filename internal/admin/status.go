@@ -47,6 +47,9 @@ func (s *Server) certificate(st issuer.Status, live Live) CertificateStatus {
 	if w := st.Waiting; w != nil {
 		out.Waiting = &Waiting{Kind: optional(string(w.Kind)), Message: w.Message, Until: w.Until.UTC()}
 	}
+	if a := st.Advice; !a.Start.IsZero() {
+		out.RenewalInfo = &RenewalInfo{Start: a.Start.UTC(), End: a.End.UTC(), Explanation: optional(a.Explanation), Asked: a.Asked.UTC()}
+	}
 	var newest cache.Meta
 	for _, g := range live.Groups {
 		at, ok := s.Cache.At(g.Name)

@@ -91,7 +91,9 @@ func (l *Loop) end(ctx context.Context, e *entry, t *task) {
 		delete(l.entries, e.cert.Name)
 	case e.loaded && t.refused != nil && l.lanes[t.name] == t.lane && e.issuer() == t.name && e.want == t.want:
 		l.park(ctx, e, t, at)
-	case e.loaded:
+	case !e.loaded:
+		l.behind = true
+	default:
 		turn := e.turn
 		e.turn = nil
 		l.schedule(e)

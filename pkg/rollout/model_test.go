@@ -15,24 +15,31 @@ import (
 )
 
 func TestInvariantsHoldInRandomHistories(t *testing.T) {
-	histories(t, 8, func(t *testing.T, seed uint64) { playModel(t, seed) })
+	var sum claimed
+	sum.in(t, 1, 3, 4, 5, 6, 8)
+	histories(t, 8, func(t *testing.T, seed uint64) {
+		m := newModel(t, seed)
+		m.play()
+		sum.add(m.claims)
+	})
 }
 
-// playModel runs the history of a seed, and returns what there was after each action.
-func playModel(t *testing.T, seed uint64) []string {
-	m := newModel(t, seed)
+// play does one random thing after another and checks, and returns what there was after each.
+func (m *model) play() []string {
 	var told []string
 	for n := range 80 {
 		what := m.act()
 		m.acts = append(m.acts, what)
 		m.check(fmt.Sprintf("action %d, %s", n, what))
 		told = append(told, what+"\n"+m.picture())
-		if t.Failed() {
+		if m.t.Failed() {
 			m.tell()
 			return told
 		}
 	}
-	if m.end(); t.Failed() {
+	m.end()
+	m.checkKeys(m.claims, "the end")
+	if m.t.Failed() {
 		m.tell()
 	}
 	return append(told, m.picture())
@@ -58,6 +65,7 @@ type model struct {
 	random *rand.Rand
 	names  []string
 	acts   []string
+	claims claims
 	served map[string]map[string]bool           // group -> names that it has had
 	banned map[holdID]map[string]bool           // held hard -> groups that were at it then
 	good   map[*node]map[string]secret.Version  // what a node went on with last
@@ -77,7 +85,7 @@ func newModel(t *testing.T, seed uint64) *model {
 		rig: newRigOn(t, policy, seededStore(seed)), random: random, names: []string{"a", "b", "d"},
 		served: map[string]map[string]bool{}, banned: map[holdID]map[string]bool{}, good: map[*node]map[string]secret.Version{},
 		had: map[string]map[string]secret.Version{}, ever: map[string]map[holdID]bool{}, forced: map[holdID]bool{}, acks: map[*node]map[holdID]bool{},
-		refused: map[*node]map[holdID]bool{},
+		refused: map[*node]map[holdID]bool{}, claims: claims{},
 	}
 	for _, g := range []string{"canary", "canary", "eu", "us", "rest"} {
 		m.node(fmt.Sprintf("n%d", len(m.fleet.nodes)), g, m.names[:1+random.IntN(3)]...)
@@ -140,8 +148,8 @@ func (m *model) act() string {
 		before := m.picture()
 		m.fleet.forget(true)
 		m.crash()
-		if after := m.picture(); len(m.c.Active()) == 0 && after != before {
-			m.t.Errorf("invariant 5, restart restores: %s, want %s", after, before)
+		if after := m.picture(); len(m.c.Active()) == 0 && m.claims.broken(5, after != before) {
+			m.t.Errorf("%s: %s, want %s", invariant(5), after, before)
 		}
 		m.reconfigure(m.policy)
 		return "restart"
@@ -166,7 +174,7 @@ func (m *model) tolerate(any, error) {}
 
 func (m *model) check(what string) {
 	m.t.Helper()
-	m.checkDurable(what)
+	m.checkDurable(m.claims, what)
 	m.checkWaves(what)
 	moving := map[string]uint64{}
 	for _, r := range m.c.Active() {
@@ -180,8 +188,8 @@ func (m *model) check(what string) {
 	for _, g := range m.policy.Groups() {
 		set := maps.Collect(m.mustAt(g).Secrets.All())
 		for name := range m.served[g] {
-			if set[name] == "" {
-				m.t.Errorf("%s: invariant 3, a group never loses a name: %s lost %s", what, g, name)
+			if m.claims.broken(3, set[name] == "") {
+				m.t.Errorf("%s: %s: %s lost %s", what, invariant(3), g, name)
 			}
 		}
 		for name, v := range set {
@@ -189,8 +197,8 @@ func (m *model) check(what string) {
 				m.served[g] = map[string]bool{}
 			}
 			m.served[g][name] = true
-			if groups := m.banned[holdID{name, v}]; groups != nil && !groups[g] {
-				m.t.Errorf("%s: invariant 6, a hard hold is not rolled out: %s moved to %s of %s", what, g, v.Short(), name)
+			if groups := m.banned[holdID{name, v}]; m.claims.broken(6, groups != nil && !groups[g]) {
+				m.t.Errorf("%s: %s: %s moved to %s of %s, which is held", what, invariant(6), g, v.Short(), name)
 			}
 		}
 	}
@@ -205,8 +213,8 @@ func (m *model) check(what string) {
 	}
 	for _, n := range m.fleet.nodes {
 		for name, v := range m.good[n] {
-			if v != "" && n.serves[name] == "" {
-				m.t.Errorf("%s: invariant 3, node %s lost its last good %s", what, n.id, name)
+			if m.claims.broken(3, v != "" && n.serves[name] == "") {
+				m.t.Errorf("%s: %s: node %s lost %s", what, invariant(3), n.id, name)
 			}
 		}
 		m.good[n] = maps.Clone(n.serves)
@@ -272,12 +280,12 @@ func (m *model) checkEarlier(what, group string, id holdID) {
 			if n.connected {
 				there = n.id
 			}
-			if n.nacked[id.secret][id.version] {
-				m.t.Errorf("%s: %s got %s of %s, which %s of %s has refused", what, group, id.version.Short(), id.secret, n.id, n.group)
+			if m.claims.broken(4, n.nacked[id.secret][id.version]) {
+				m.t.Errorf("%s: %s: %s got %s of %s, which %s of %s has refused", what, invariant(4), group, id.version.Short(), id.secret, n.id, n.group)
 			}
 		}
-		if there != "" && !acked {
-			m.t.Errorf("%s: %s got %s of %s, which no node of %v has ACKed; %s is there", what, group, id.version.Short(), id.secret, wave, there)
+		if m.claims.broken(4, there != "" && !acked) {
+			m.t.Errorf("%s: %s: %s got %s of %s, which no node of %v has ACKed; %s is there", what, invariant(4), group, id.version.Short(), id.secret, wave, there)
 		}
 	}
 }
@@ -296,7 +304,7 @@ func (m *model) passed(group string, id holdID) bool {
 }
 
 // checkDurable opens what is stored beside what runs, and compares.
-func (r *rig) checkDurable(what string) {
+func (r *rig) checkDurable(claims claims, what string) {
 	r.t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	stored, err := cache.Open(r.ctx(), cache.Options{Store: r.disk, Log: log})
@@ -309,18 +317,20 @@ func (r *rig) checkDurable(what string) {
 	}
 	for _, g := range r.cache.Groups() {
 		at, ok := stored.At(g)
-		if !ok || at.Number != r.mustAt(g).Number || !at.Secrets.Equal(r.mustAt(g).Secrets) || len(stored.Moves(g)) != len(r.cache.Moves(g)) {
-			r.t.Errorf("%s: invariant 1, durable before visible: group %s is at %d, the store says %v", what, g, r.mustAt(g).Number, at)
+		same := ok && at.Number == r.mustAt(g).Number && at.Secrets.Equal(r.mustAt(g).Secrets) && len(stored.Moves(g)) == len(r.cache.Moves(g))
+		if claims.broken(1, !same) {
+			r.t.Errorf("%s: %s: group %s is at %d, the store says %v", what, invariant(1), g, r.mustAt(g).Number, at)
 		}
 	}
-	if !slices.Equal(c.Holds(), r.c.Holds()) {
-		r.t.Errorf("%s: invariant 1: holds are %v, the store says %v", what, r.c.Holds(), c.Holds())
+	if claims.broken(1, !slices.Equal(c.Holds(), r.c.Holds())) {
+		r.t.Errorf("%s: %s: holds are %v, the store says %v", what, invariant(1), r.c.Holds(), c.Holds())
 	}
 	have, want := r.c.Active(), c.Active()
-	if !slices.EqualFunc(have, want, func(a, b *Rollout) bool {
+	same := slices.EqualFunc(have, want, func(a, b *Rollout) bool {
 		return a.ID == b.ID && a.State == b.State && a.Wave == b.Wave && !changed(a, b)
-	}) {
-		r.t.Errorf("%s: invariant 1: rollouts are %v, the store says %v", what, have, want)
+	})
+	if claims.broken(1, !same) {
+		r.t.Errorf("%s: %s: rollouts are %v, the store says %v", what, invariant(1), have, want)
 	}
 }
 
@@ -336,6 +346,7 @@ func (m *model) end() {
 	for _, d := range []time.Duration{11 * time.Minute, time.Minute, m.policy.RetryAfter, time.Minute} {
 		m.pass(d)
 		for _, g := range m.policy.Groups() {
+			m.noteForced()
 			m.tolerate(m.c.Promote(m.ctx(), g, 0, alice))
 		}
 	}

@@ -45,7 +45,7 @@ func (m *reference) prune(name string) {
 	}
 	var keep []cache.Meta
 	for i, one := range m.stored[name] {
-		if i < 3 || kept[one.Version] {
+		if i < 3 || kept[one.Version] || m.fleet.lastGood(name, one.Version) {
 			keep = append(keep, one)
 		}
 	}
@@ -233,8 +233,45 @@ func (m *reference) restart() {
 
 func (m *reference) reconfigure(p Policy) {
 	m.now, m.policy = time.Now(), p
+	var names []string
+	for _, r := range m.under() {
+		if !r.is(Add) && !r.is(Emergency) {
+			m.rewave(r)
+		}
+		names = append(names, r.secrets()...)
+	}
+	m.redate(names)
 	for _, name := range slices.Sorted(maps.Keys(m.stored)) {
 		m.heal(name, false)
+	}
+}
+
+// rewave puts the groups of the waves that have not begun into the order of the policy. A wave is promoted where all its groups were.
+func (m *reference) rewave(r *refRollout) {
+	keep := r.wave
+	for i, w := range r.waves {
+		if w.state != Pending {
+			keep = max(keep, i+1)
+		}
+	}
+	promoted := map[string]bool{}
+	own := map[string]bool{}
+	for _, w := range r.waves[keep:] {
+		for _, g := range w.groups {
+			own[g], promoted[g] = true, w.promoted
+		}
+	}
+	r.waves = slices.Clone(r.waves[:keep])
+	for _, groups := range m.policy.Waves {
+		w := &refWave{state: Pending, promoted: true}
+		for _, g := range groups {
+			if own[g] {
+				w.groups, w.promoted = append(w.groups, g), w.promoted && promoted[g]
+			}
+		}
+		if len(w.groups) > 0 {
+			r.waves = append(r.waves, w)
+		}
 	}
 }
 
@@ -322,38 +359,85 @@ func (m *reference) rollback(group string) bool {
 				back[name] = one.from[name]
 			}
 		}
-		if len(back) == 0 {
-			continue
+		if len(back) > 0 {
+			return m.apply(group, back, cache.Back, i)
 		}
-		for name, v := range back {
-			if h := m.holds[holdID{name, v}]; h != nil && h.kind == Hard {
-				return false
-			}
-			if one := m.meta(name, v); v != "" && (one.Version != v || one.Ended(m.now)) {
-				return false
-			}
-		}
-		for _, r := range m.under() {
-			if slices.Contains(r.allMoved(), group) {
-				var names []string
-				for name, to := range r.wants() {
-					if v, ok := back[name]; ok && m.serves[group][name] == to && v != to {
-						names = append(names, name)
-					}
-				}
-				if r.leave(names); len(r.live()) == 0 {
-					m.end(r, RolledBack)
-				}
-			}
-		}
-		was := maps.Clone(m.serves[group])
-		m.move(group, back, 0, cache.Back, i)
-		for name, v := range back {
-			m.holdBetween(group, name, was[name], v)
-		}
-		return true
 	}
 	return false
+}
+
+// toSnapshot gives a group what a snapshot has, and releases it. Names that the snapshot does not have stay.
+func (m *reference) toSnapshot(group string, set versions, direction cache.Direction) bool {
+	m.now = time.Now()
+	change := versions{}
+	for name, v := range set {
+		if m.serves[group][name] != v {
+			change[name] = v
+		}
+	}
+	if !m.fit(change) {
+		return false
+	}
+	for name, v := range change {
+		delete(m.holds, holdID{name, v})
+	}
+	return m.apply(group, change, direction, 0)
+}
+
+// fit reports whether versions may come to a group by an operator: they are stored and valid, and not held hard.
+func (m *reference) fit(change versions) bool {
+	for name, v := range change {
+		if h := m.holds[holdID{name, v}]; h != nil && h.kind == Hard {
+			return false
+		}
+		if one := m.meta(name, v); v != "" && (one.Version != v || one.Ended(m.now)) {
+			return false
+		}
+	}
+	return true
+}
+
+// apply moves one group as an operator says, ends the rollouts that brought it what it leaves, and holds that.
+func (m *reference) apply(group string, change versions, direction cache.Direction, keep int) bool {
+	if !m.fit(change) {
+		return false
+	}
+	for _, r := range m.under() {
+		if !slices.Contains(r.allMoved(), group) {
+			continue
+		}
+		var names []string
+		for name, to := range r.wants() {
+			if v, ok := change[name]; ok && m.serves[group][name] == to && v != to {
+				names = append(names, name)
+			}
+		}
+		if r.leave(names); len(r.live()) == 0 {
+			m.end(r, RolledBack)
+		}
+	}
+	was := maps.Clone(m.serves[group])
+	m.move(group, change, 0, direction, keep)
+	for name, v := range change {
+		m.holdBetween(group, name, was[name], v)
+	}
+	return true
+}
+
+// redate finds the deadlines of rollouts anew whose secrets have gone to other versions in a group: these may end sooner.
+func (m *reference) redate(names []string) {
+	for _, r := range m.under() {
+		for _, c := range r.live() {
+			if !slices.Contains(names, c.secret) || c.to == "" || r.is(Add) || r.is(Emergency) {
+				continue
+			}
+			for _, g := range m.policy.Groups() {
+				if have, ok := m.serves[g][c.secret]; ok && have != c.to {
+					r.deadline = sooner(r.deadline, m.lastPartAt(c.secret, have))
+				}
+			}
+		}
+	}
 }
 
 // holdBetween holds a version that an operator has taken a group away from, and the ones between it and the older one that the group has now, but for

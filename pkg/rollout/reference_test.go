@@ -212,6 +212,7 @@ func (m *reference) lookBack() {
 			}
 		}
 		if len(names) > 0 {
+			slices.Sort(names)
 			m.takeBack(r, r.allMoved(), names, RolledBack)
 			if !r.state.Ended() {
 				r.state = Moving
@@ -426,6 +427,7 @@ func (m *reference) move(group string, change versions, rollout int, direction c
 		m.moves[group] = m.moves[group][:keep]
 	case cache.Beside:
 	}
+	m.redate(slices.Collect(maps.Keys(move.to)))
 }
 
 // takeBack takes secrets of a rollout back in groups. What is left of the rollout goes on.

@@ -186,7 +186,7 @@ func TestFailedValidationsStopNewOrdersForTheName(t *testing.T) {
 		mustSpend(t, l, failed)
 	}
 	e := spend(t, l, urgent(order("good.example.com", "bad.example.com")))
-	if e == nil || e.Identifier != "bad.example.com" || !strings.Contains(e.Message, FailedAuthorizations) {
+	if e == nil || e.Identifier != "bad.example.com" || e.Limit != FailedAuthorizations || !strings.Contains(e.Message, FailedAuthorizations) {
 		t.Fatalf("order with a name that has failed 7 times: %v, want a refusal that names it", e)
 	}
 	if e.RetryAfter > 12*time.Minute || e.RetryAfter < 11*time.Minute {

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,6 +49,9 @@ func TestRefusalCorrectsTheLimitThatItNames(t *testing.T) {
 				e := spend(t, l, use)
 				if e == nil || e.RetryAfter.Round(time.Second) != tt.want {
 					t.Fatalf("spend after the refusal: %v, want it to wait for %v", e, tt.want)
+				}
+				if !strings.Contains(e.Message, "the CA has refused it by ") || tt.limit != all && e.Limit != tt.limit {
+					t.Errorf("limit %q, message %q, want that the CA has refused it by %q", e.Limit, e.Message, tt.limit)
 				}
 				time.Sleep(tt.want) //nolint:forbidigo // the time of the bubble
 				for _, one := range []struct {

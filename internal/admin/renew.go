@@ -133,6 +133,9 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 		})
 		done <- outcome{a, err}
 	}()
+	tick := time.NewTicker(progressInterval)
+	defer tick.Stop()
+	var waits error
 	for {
 		select {
 		case step := <-steps:
@@ -140,14 +143,41 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 				f.say(Renewal{Step: string(step)})
 				continue
 			}
+		case <-tick.C:
+			if w := f.waiting(); w != nil {
+				f.say(Renewal{Step: "waits: " + oneLine(w.Message) + ", until " + w.Until.UTC().Format(time.RFC3339), Again: true})
+			}
+			continue
 		case <-begun:
+			if w := f.waiting(); w != nil {
+				waits = f.notYet(w)
+			}
 		case o := <-done:
 			return o.accepted, explain(f.request.Name, o.err)
 		}
 		cancel() // only the wait ends
 		<-done
-		return issuer.Accepted{}, nil
+		return issuer.Accepted{}, waits
 	}
+}
+
+// waiting is what keeps the certificate from being ordered, or nil.
+func (f *renewal) waiting() *issuer.Waiting {
+	for _, st := range f.server.Issuer.Status() {
+		if st.Name == f.request.Name {
+			return st.Waiting
+		}
+	}
+	return nil
+}
+
+// notYet is the answer of a renewal that has not begun, as something keeps it back.
+func (f *renewal) notYet(w *issuer.Waiting) error {
+	hint := "it is ordered by itself then"
+	if !f.request.Force {
+		hint += "; --force orders it now"
+	}
+	return fail(http.StatusConflict, fmt.Sprintf("certificate %q waits until %s: %s", f.request.Name, w.Until.UTC().Format(time.RFC3339), oneLine(w.Message)), hint)
 }
 
 // explain gives the loop's own errors a hint.

@@ -156,7 +156,7 @@ func (b *batch) progress() { b.say(Renewal{Batch: new(b.status(false)), Again: t
 
 // awaitRollouts waits until what was issued is in every wave. A rollout that ends otherwise fails its certificates, and no other ones.
 func (b *batch) awaitRollouts(ctx context.Context) error {
-	b.renewal.quiet = func(text string) {
+	b.quiet = func(text string) {
 		b.rollout = text
 		b.progress()
 	}

@@ -25,9 +25,9 @@ func (r *rules) crossed(now int64, urgent bool, of []*touched) error {
 		return nil
 	}
 	l := last.limit
-	e := &issuer.Error{
-		Kind: issuer.KindBudget, Issuer: r.Issuer, Limit: l.name, Identifier: last.name(), RetryAfter: time.Duration(max(at-now, 1)),
-		Hint: hintFor(l.name),
+	e := &issuer.Error{Kind: issuer.KindBudget, Issuer: r.Issuer, Limit: l.name, RetryAfter: time.Duration(max(at-now, 1)), Hint: hintFor(l.name)}
+	if l.name != NewOrders && l.name != NewAccounts { // those are the account's: what is refused at one of them waits together
+		e.Identifier = last.name()
 	}
 	when, what := time.Unix(0, at).UTC().Round(time.Second).Format(time.RFC3339), another(l.name, last.name())
 	left := fmt.Sprintf("none of %d left", l.all.burst)

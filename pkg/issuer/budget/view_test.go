@@ -160,6 +160,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"nothing", Options{Directory: production}, []Planned{one("a", 90*day, 60*day, "a.example.com"), one("b", 160*time.Hour, 80*time.Hour, "b.example.com")}, nil},
 		{"duplicates", Options{Directory: production}, []Planned{one("a", 0, 0, "x.example.com", "y.example.com"), one("b", 0, 0, "Y.example.com", "x.example.com")}, []string{"the certificates a, b are for exactly the same names and share the 5 of exact_set"}},
+		{"two types of keys", Options{Directory: production}, []Planned{{Wanted: Wanted{Name: "a", DNSNames: []string{"x.example.com"}}, KeyType: "rsa-2048"}, {Wanted: Wanted{Name: "b", DNSNames: []string{"x.example.com"}}, KeyType: "ecdsa-p256"}}, nil},
 		{"one domain", Options{Directory: production}, many, []string{"45 certificates for example.com and the names below it are more than the 40 of registered_domain that ordinary work may have at once: the last is issued 21.0 h after the first"}},
 		{"many orders", Options{Directory: production}, fleet, []string{"300 certificates are more than the 240 orders of new_orders that ordinary work may place at once: the last is ordered 45 min after"}},
 		{"a minute", Options{Directory: production}, []Planned{one("a", time.Minute, 30*time.Second, "a.example.com")}, []string{"certificate a would be ordered every 30 s (they are valid for 60 s) in the long run, and exact_set of Let's Encrypt allows ordinary work one every 42.5 h"}},

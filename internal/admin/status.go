@@ -155,11 +155,13 @@ func (s *Server) nodes(r *http.Request) (any, error) {
 	if group != "" && !slices.ContainsFunc(live.Groups, func(g Group) bool { return g.Name == group }) {
 		return nil, unknownGroup(live, group)
 	}
+	var groups []string
+	if group != "" {
+		groups = []string{group}
+	}
 	out := Nodes{Nodes: []Node{}}
-	for _, n := range s.SDS.Nodes() {
-		if group == "" || n.Group == group {
-			out.Nodes = append(out.Nodes, s.node(n))
-		}
+	for _, n := range s.SDS.Nodes(groups...) {
+		out.Nodes = append(out.Nodes, s.node(n))
 	}
 	slices.SortStableFunc(out.Nodes, func(a, b Node) int {
 		return cmp.Or(strings.Compare(a.ID, b.ID), strings.Compare(a.Group, b.Group), strings.Compare(a.Identity, b.Identity))

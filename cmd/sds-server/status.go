@@ -121,7 +121,7 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	certs := newTable("CERTIFICATE", "STATE", "VERSION", "SERIAL", "EXPIRES IN", "RENEWS IN", "GROUPS", "ERROR")
 	for _, cert := range s.Certificates {
 		certs.add(cert.Name, cert.State, shortVersion(cert.Version), shortText(cert.Serial), until(cert.NotAfter, now), until(cert.NextRenewal, now),
-			groupVersions(cert.Groups), certificateError(cert.Error))
+			groupVersions(cert.Groups), certificateError(cert, now))
 	}
 	secrets := newTable("SECRET", "KIND", "STATE", "VERSION", "EXPIRES IN", "ROTATES IN", "GROUPS", "ERROR")
 	for _, st := range s.Secrets {
@@ -171,11 +171,15 @@ func groupVersions(groups []admin.GroupVersion) string {
 	return strings.Join(parts, " ")
 }
 
-func certificateError(e *admin.CertificateError) string {
-	if e == nil {
-		return none
+// certificateError says what went wrong with a certificate, or what keeps it from being ordered.
+func certificateError(c admin.CertificateStatus, now time.Time) string {
+	switch {
+	case c.Error != nil:
+		return fmt.Sprintf("%s (%d %s): %s", c.Error.Kind, c.Error.Attempts, plural(c.Error.Attempts, "attempt"), c.Error.Message)
+	case c.Waiting != nil:
+		return fmt.Sprintf("waits for %s: %s", until(&c.Waiting.Until, now), c.Waiting.Message)
 	}
-	return fmt.Sprintf("%s (%d %s): %s", e.Kind, e.Attempts, plural(e.Attempts, "attempt"), e.Message)
+	return none
 }
 
 func shortText(s *string) string {

@@ -63,7 +63,24 @@ type CertificateStatus struct {
 	NextRenewal *time.Time        `json:"next_renewal"`
 	LastRenewal *time.Time        `json:"last_renewal"`
 	Error       *CertificateError `json:"error"`
+	Waiting     *Waiting          `json:"waiting"`      // it is due, and something keeps it from being ordered
+	RenewalInfo *RenewalInfo      `json:"renewal_info"` // what the CA suggests; null where it has not said anything
 	Groups      []GroupVersion    `json:"groups"`
+}
+
+// Waiting is why a certificate that is due is not ordered.
+type Waiting struct {
+	Kind    *string   `json:"kind"` // budget, temporary; null for a pause such as a maintenance
+	Message string    `json:"message"`
+	Until   time.Time `json:"until"` // when it is tried again at the earliest
+}
+
+// RenewalInfo is the window in which the CA wants a certificate to be renewed (RFC 9773).
+type RenewalInfo struct {
+	Start       time.Time `json:"start"`
+	End         time.Time `json:"end"`
+	Explanation *string   `json:"explanation"` // URL of a page
+	Asked       time.Time `json:"asked"`
 }
 
 // SecretStatus is one configured secret that no CA issues.
@@ -114,12 +131,4 @@ type IssuerStatus struct {
 	Up     bool        `json:"up"`
 	Limits []Limit     `json:"limits"`
 	Hold   *IssuerHold `json:"hold"` // why ordinary renewals wait there
-}
-
-// Limit is one budget of an issuer.
-type Limit struct {
-	Name      string     `json:"name"`
-	Available int        `json:"available"`
-	Capacity  int        `json:"capacity"`
-	FullAt    *time.Time `json:"full_at"`
 }

@@ -109,7 +109,7 @@ func TestBlockedRequestLeavesTheOrderToTheNextProcess(t *testing.T) {
 			f.respond(at, every, page(http.StatusForbidden, "text/html", html))
 			_, err := f.issuer(func(o *Options) { o.OrderTimeout = 5 * time.Second }).Obtain(f.Ready(), request("a.example"))
 			e := wantKind(t, err, issuer.KindTemporary, "403")
-			if want := explanations[causeNotACME].hint; e.Hint != want {
+			if want := hintOf(causeNotACME); e.Hint != want {
 				t.Errorf("got hint %q, want %q", e.Hint, want)
 			}
 			o := f.storedOrder()

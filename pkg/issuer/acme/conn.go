@@ -196,9 +196,9 @@ func (c *conn) clock() string {
 	case !c.dated:
 		return ""
 	case c.ahead > clockTolerance:
-		return fmt.Sprintf(": it is %v behind the CA's", c.ahead.Round(time.Second))
+		return fmt.Sprintf(": it is about %v behind the CA's", c.ahead.Round(time.Minute))
 	case c.ahead < -clockTolerance:
-		return fmt.Sprintf(": it is %v ahead of the CA's", (-c.ahead).Round(time.Second))
+		return fmt.Sprintf(": it is about %v ahead of the CA's", (-c.ahead).Round(time.Minute))
 	}
 	return ": it agrees with the CA's, so ask the CA about the certificate"
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	legoacme "github.com/go-acme/lego/v4/acme"
@@ -77,7 +78,9 @@ func (i *Issuer) drive(ctx context.Context, request issuer.Request, o *order, st
 
 // step does what the order's status asks for. Afterwards state is new, or nil.
 func (d *driver) step(ctx context.Context) error {
-	if d.state.Status != legoacme.StatusPending {
+	switch d.state.Status {
+	case legoacme.StatusPending, legoacme.StatusInvalid: // why it is invalid must not be that nobody answers any more
+	default:
 		d.endChallenges()
 	}
 	switch d.state.Status {
@@ -275,13 +278,11 @@ func (d *driver) judge(chain []byte) (*secret.Secret, error) {
 // badChain is the refusal of what the CA issued.
 func (d *driver) badChain(err error, rules []secret.Rule) *issuer.Error {
 	why := causeChain
-	for _, rule := range rules {
-		switch rule {
-		case secret.RuleUntrusted:
-			why = causeRoot
-		case secret.RuleNotYetValid, secret.RuleExpired:
-			why = causeClock
-		}
+	switch {
+	case slices.Contains(rules, secret.RuleNotYetValid), slices.Contains(rules, secret.RuleExpired):
+		why = causeClock // a chain reaches no root at a wrong time, either
+	case slices.Contains(rules, secret.RuleUntrusted):
+		why = causeRoot
 	}
 	e := d.because(why, fmt.Sprintf("the CA's certificate was refused %v: %s", rules, printable(err.Error())))
 	e.Err = err

@@ -135,7 +135,7 @@ func (i *Issuer) fromNetwork(ctx context.Context, e *issuer.Error, doing string,
 		setCause(e, causeUntrusted)
 	case isInvalid && invalid.Reason == x509.Expired: // also "not yet valid"
 		setCause(e, causeHTTPSTime)
-	case ctx.Err() != nil, isNet && timeout.Timeout():
+	case ctx.Err() != nil, isNet && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded): // the last one while the answer came
 		cause = errors.New("no answer in time")
 	}
 	e.Message = fmt.Sprintf("%s: %s: %s", doing, i.host(), printable(cause.Error()))

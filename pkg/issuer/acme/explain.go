@@ -55,7 +55,7 @@ type explanation struct {
 var explanations = map[cause]explanation{
 	causeUnreachable:          {issuer.KindTemporary, "no connection, no answer in time, an answer that breaks off, or a status of 500 and more", "the certificates in use are served on, and the order is tried again; check the network, and the directory of the issuer"},
 	"serverInternal":          {issuer.KindTemporary, "the CA says that it has trouble of its own", "the certificates in use are served on, and the order is tried again; see the CA's status page if it lasts"},
-	"badNonce":                {issuer.KindTemporary, "the CA refused ten nonces in a row", "something between here and the CA may answer from a cache: nonces must come from the CA; otherwise wait"},
+	"badNonce":                {issuer.KindTemporary, "the CA refused every nonce, many times in a row", "something between here and the CA may answer from a cache: nonces must come from the CA; otherwise wait"},
 	causeUntrusted:            {issuer.KindTemporary, "the HTTPS of the CA is signed by an authority that is not trusted here", "set ca_file of the issuer to the CA certificate of its HTTPS, if that is a private one"},
 	causeHTTPSTime:            {issuer.KindTemporary, "the HTTPS certificate of the CA is not valid at this machine's time", "compare this machine's clock with the right time; if it is right, the CA has to renew its own certificate"},
 	causeNotACME:              {issuer.KindTemporary, "something answers that is no ACME server, such as a firewall or a load balancer", "check the directory of the issuer: it does not answer as an ACME server does"},

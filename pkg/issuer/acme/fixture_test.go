@@ -40,11 +40,14 @@ type fixture struct {
 func newFixture(tb testing.TB, o testenv.PebbleOptions) *fixture {
 	tb.Helper()
 	f := &fixture{T: testenv.NewT(tb), store: issuertest.NewStore(), responder: &Responder{}, registry: prometheus.NewRegistry()}
-	o.HTTPPort, o.Port, o.ManagementPort = f.Port(), f.Port(), f.Port()
+	o.Port, o.ManagementPort = f.Port(), f.Port()
 	if o.Profiles == nil {
 		o.Profiles = map[string]testenv.PebbleProfile{profile: {}}
 	}
-	f.serveChallenges(o.HTTPPort, f.responder)
+	if o.HTTPPort == 0 {
+		o.HTTPPort = f.Port()
+		f.serveChallenges(o.HTTPPort, f.responder)
+	}
 	f.pebbleOptions = o
 	f.pebble = f.Pebble(o)
 	f.proxy = f.Proxy(f.pebble)

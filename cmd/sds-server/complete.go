@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,6 +29,12 @@ func (n names) first(cmd *cobra.Command, args []string, _ string) ([]string, cob
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	return n.propose(cmd.Context())
+}
+
+// rest completes each argument of a command with what does not stand there yet.
+func (n names) rest(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	all, directive := n.propose(cmd.Context())
+	return slices.DeleteFunc(all, func(name string) bool { return slices.Contains(args, name) }), directive
 }
 
 // flag completes the value of a flag of cmd.

@@ -132,11 +132,3 @@ type IssuerStatus struct {
 	Limits []Limit     `json:"limits"`
 	Hold   *IssuerHold `json:"hold"` // why ordinary renewals wait there
 }
-
-// Limit is one budget of an issuer.
-type Limit struct {
-	Name      string     `json:"name"`
-	Available int        `json:"available"`
-	Capacity  int        `json:"capacity"`
-	FullAt    *time.Time `json:"full_at"`
-}

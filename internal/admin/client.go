@@ -19,6 +19,9 @@ var ErrUnreachable = errors.New("the server is not reachable")
 // answerTime bounds every request but a stream: the server answers from memory, or after a commit.
 const answerTime = 30 * time.Second
 
+// maxLine bounds a line of a stream: the last one of a renewal of 100,000 certificates has some 20 MB.
+const maxLine = 64 << 20
+
 // Client talks to a Server on its Unix socket.
 type Client struct {
 	socket string
@@ -69,7 +72,7 @@ func (c *Client) Stream(ctx context.Context, path string, body any, each func(li
 	}
 	defer resp.Body.Close()
 	lines := bufio.NewScanner(resp.Body)
-	lines.Buffer(nil, maxBody)
+	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		more, err := each(lines.Bytes())
 		if err != nil || !more {

@@ -58,7 +58,7 @@ func commandName(pattern string) string {
 }
 
 // spoken are the text fields of requests that may be shown. Others hold keys and certificates.
-var spoken = []string{"Reason", "Group", "Name", "Secret", "Version", "Node", "Wait", "Kind", "Issuer"}
+var spoken = []string{"Reason", "Group", "Name", "Secret", "Version", "Node", "Wait", "Kind", "Issuer", "IssuedBy"}
 
 // note takes over a decoded request: numbers, switches, and the texts that may be shown.
 func (c *command) note(request any) {

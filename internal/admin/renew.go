@@ -32,8 +32,12 @@ func (s *Server) renew(w http.ResponseWriter, r *http.Request) {
 		answerError(w, err)
 		return
 	}
+	if req.many() {
+		s.renewMany(w, r, req)
+		return
+	}
 	log := s.Log.With("operation", "renew", "by", peerOf(r.Context()).String(), "secret", req.Name)
-	log.InfoContext(r.Context(), "operator command", "force", req.Force, "wait", req.Wait, "reason", req.Reason)
+	log.InfoContext(r.Context(), "operator command", "issuer", req.Issuer, "force", req.Force, "wait", req.Wait, "reason", req.Reason)
 	s.record(r, nil, "")
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	flow := renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()}
@@ -108,14 +112,19 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 	}
 	steps, done := make(chan issuer.Step, 1), make(chan outcome, 1)
 	go func() {
-		a, err := f.server.Issuer.Renew(ctx, f.request.Name, issuer.Renewal{Force: f.request.Force, Progress: func(step issuer.Step) {
-			select {
-			case steps <- step:
-			case <-ctx.Done():
-			}
-		}})
+		a, err := f.server.Issuer.Renew(ctx, f.request.Name, issuer.Renewal{
+			Force: f.request.Force, Issuer: f.request.Issuer, Reason: f.request.Reason, Progress: func(step issuer.Step) {
+				select {
+				case steps <- step:
+				case <-ctx.Done():
+				}
+			},
+		})
 		done <- outcome{a, err}
 	}()
+	tick := time.NewTicker(progressInterval)
+	defer tick.Stop()
+	var waits error
 	for {
 		select {
 		case step := <-steps:
@@ -123,20 +132,50 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 				f.say(Renewal{Step: string(step)})
 				continue
 			}
+		case <-tick.C:
+			if w := f.waiting(); w != nil {
+				f.say(Renewal{Step: "waits: " + oneLine(w.Message) + ", until " + w.Until.UTC().Format(time.RFC3339), Again: true})
+			}
+			continue
 		case <-begun:
+			if w := f.waiting(); w != nil {
+				waits = f.notYet(w)
+			}
 		case o := <-done:
 			return o.accepted, explain(f.request.Name, o.err)
 		}
 		cancel() // only the wait ends
 		<-done
-		return issuer.Accepted{}, nil
+		return issuer.Accepted{}, waits
 	}
+}
+
+// waiting is what keeps the certificate from being ordered, or nil.
+func (f *renewal) waiting() *issuer.Waiting {
+	for _, st := range f.server.Issuer.Status() {
+		if st.Name == f.request.Name {
+			return st.Waiting
+		}
+	}
+	return nil
+}
+
+// notYet is the answer of a renewal that has not begun, as something keeps it back.
+func (f *renewal) notYet(w *issuer.Waiting) error {
+	hint := "it is ordered by itself then"
+	if !f.request.Force {
+		hint += "; --force orders it now"
+	}
+	return fail(http.StatusConflict, fmt.Sprintf("certificate %q waits until %s: %s", f.request.Name, w.Until.UTC().Format(time.RFC3339), oneLine(w.Message)), hint)
 }
 
 // explain gives the loop's own errors a hint.
 func explain(name string, err error) error {
 	if errors.Is(err, issuer.ErrUnknown) {
 		return fail(http.StatusNotFound, "no certificate named "+strconv.Quote(name)+" is configured", "see `status` for those that are; imported secrets are replaced by `secrets import`")
+	}
+	if errors.Is(err, issuer.ErrUnknownIssuer) {
+		return fail(http.StatusNotFound, err.Error(), "see `issuers list`")
 	}
 	if _, ok := errors.AsType[*issuer.NotDueError](err); ok {
 		return fail(http.StatusConflict, err.Error(), "--force orders it now")
@@ -157,6 +196,11 @@ func (f *renewal) describe(ctx context.Context, accepted issuer.Accepted, result
 	result.Version = optionalVersion(accepted.Version)
 	result.Snapshot, result.Rollout = optional(accepted.Snapshot), optional(accepted.Rollout)
 	return nil
+}
+
+// endedBadly is the answer of a renewal whose rollout did not go through.
+func endedBadly(id uint64, r *rollout.Rollout) error {
+	return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
 }
 
 // await returns when a rollout has ended well.
@@ -189,7 +233,7 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 			id = r.Joined
 			continue
 		case r.State.Ended():
-			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
+			return endedBadly(id, r)
 		}
 		select {
 		case <-ctx.Done():

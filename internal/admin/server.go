@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"github.com/sds-server/sds-server/internal/identity"
 	"github.com/sds-server/sds-server/pkg/cache"
 	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/issuer/maintenance"
 	"github.com/sds-server/sds-server/pkg/rollout"
 	"github.com/sds-server/sds-server/pkg/sds"
@@ -53,8 +55,10 @@ type Group struct {
 type Certificate struct {
 	Name     string
 	DNSNames []string
-	Issuers  []string // in the order of failover
-	Profile  string   // empty: that of the issuer
+	// IPAddresses are those that it covers as well.
+	IPAddresses []netip.Addr
+	Issuers     []string // in the order of failover
+	Profile     string   // empty: that of the issuer
 }
 
 // SDSListener is a configured SDS listener.
@@ -84,6 +88,8 @@ type Options struct {
 	SDS        *sds.Server
 	Identities *identity.Authority
 	Verify     *verify.Monitor
+	Store      store.Store  // keeps what a renewal of many has begun
+	Budget     *budget.Book // what the CAs still allow
 	// Maintenance knows when issuers are left alone.
 	Maintenance *maintenance.Monitor
 	Audit       *audit.Log
@@ -118,6 +124,7 @@ func New(opts Options) *Server {
 	mux.Handle("GET /v1/issuers", s.read(s.issuers))
 	mux.Handle("GET /v1/issuers/{issuer}", s.read(s.issuer))
 	mux.Handle("GET /v1/audit", s.read(s.auditList))
+	mux.Handle("GET /v1/budget", s.read(s.budgets))
 	mux.Handle("GET /v1/bootstrap/{group}", s.read(s.bootstrap))
 	mux.Handle("POST /v1/secrets", s.act(s.importSecret))
 	mux.Handle("POST /v1/secrets/{name}/release", s.act(s.release))
@@ -132,6 +139,7 @@ func New(opts Options) *Server {
 	mux.Handle("POST /v1/identity", s.act(s.issueIdentity))
 	mux.Handle("POST /v1/identity/renew", s.act(s.renewIdentity))
 	mux.Handle("POST /v1/issuers/{issuer}/test", s.act(s.testIssuer))
+	mux.Handle("POST /v1/renew/plan", s.read(s.planRenewal))
 	mux.HandleFunc("POST /v1/renew", s.renew)
 	mux.HandleFunc("POST /v1/verify", s.verify)
 	mux.HandleFunc("POST /v1/audit/verify", s.auditVerify)

@@ -14,7 +14,7 @@ import (
 )
 
 func (s *Server) status(*http.Request) (any, error) {
-	live := s.Live()
+	live, now := s.Live(), time.Now()
 	out := Status{
 		Version: s.Version, Leader: true, Ready: live.Ready, Config: live.Config, SnapshotLatest: s.Cache.Latest(),
 		Certificates: []CertificateStatus{}, Secrets: s.sourced(live), Groups: s.groups(live), Rollouts: []RolloutState{}, Issuers: []IssuerStatus{}, Held: []Hold{},
@@ -27,7 +27,7 @@ func (s *Server) status(*http.Request) (any, error) {
 		out.Rollouts = append(out.Rollouts, RolloutState{ID: r.ID, State: r.State})
 	}
 	for _, a := range s.Issuer.Issuers() { // sorted
-		out.Issuers = append(out.Issuers, IssuerStatus{Name: a.Issuer, Up: a.Up, Limits: []Limit{}, Hold: s.waits(a.Issuer, time.Now())})
+		out.Issuers = append(out.Issuers, IssuerStatus{Name: a.Issuer, Up: a.Up, Limits: s.limits(a.Issuer, now), Hold: s.waits(a.Issuer, now)})
 	}
 	for _, h := range s.Rollout.Holds() { // sorted by secret
 		out.Held = append(out.Held, held(h))
@@ -155,11 +155,13 @@ func (s *Server) nodes(r *http.Request) (any, error) {
 	if group != "" && !slices.ContainsFunc(live.Groups, func(g Group) bool { return g.Name == group }) {
 		return nil, unknownGroup(live, group)
 	}
+	var groups []string
+	if group != "" {
+		groups = []string{group}
+	}
 	out := Nodes{Nodes: []Node{}}
-	for _, n := range s.SDS.Nodes() {
-		if group == "" || n.Group == group {
-			out.Nodes = append(out.Nodes, s.node(n))
-		}
+	for _, n := range s.SDS.Nodes(groups...) {
+		out.Nodes = append(out.Nodes, s.node(n))
 	}
 	slices.SortStableFunc(out.Nodes, func(a, b Node) int {
 		return cmp.Or(strings.Compare(a.ID, b.ID), strings.Compare(a.Group, b.Group), strings.Compare(a.Identity, b.Identity))

@@ -139,7 +139,7 @@ func run(ctx context.Context, opts Options, hup signals) error {
 func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.Signal) (err error) {
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	s.pushes = &pushes{log: s.audit}
-	if s.store, err = newMetered(s.store, s.registry, s.pushes.stored); err != nil {
+	if s.store, err = newMetered(s.store, s.registry); err != nil {
 		return err
 	}
 	s.identities, err = identity.Load(ctx, s.store)
@@ -169,9 +169,12 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	s.reissuer = newReissuer(s)
 	s.rollout, err = rollout.New(ctx, rollout.Options{
 		Cache: s.cache, Store: s.store, Fleet: fleet{s.edge}, Policy: policy, Log: s.log.With("part", "rollout"),
-		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Prober: prober{s}, Gates: s.outside, Hook: s.outside,
+		Released: s.edge.Release, Refers: s.edge.Refers, Audit: s.auditRollouts, Announce: s.announce, Retract: s.retract, Prober: prober{s}, Gates: s.outside, Hook: s.outside,
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.reconsider(ctx); err != nil {
 		return err
 	}
 	if err := s.judgeAnew(ctx); err != nil {
@@ -190,7 +193,7 @@ func (s *server) build(ctx context.Context, cfg *config.Config, files <-chan os.
 	}
 	s.admin = admin.New(admin.Options{
 		Version: s.opts.Version, Cache: s.cache, Rollout: s.rollout, Issuer: s.issuance, Sources: s.sources, SDS: s.edge, Identities: s.identities,
-		Verify: s.verify, Maintenance: s.quiet, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
+		Verify: s.verify, Store: s.store, Budget: s.budget, Maintenance: s.quiet, Audit: s.audit, Live: s.live, Allowed: operators(cfg), Log: s.log.With("part", "admin"),
 	})
 	return s.registry.Register(s.admin.Collector())
 }

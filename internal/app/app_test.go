@@ -102,8 +102,13 @@ func (p *parts) configure(edits ...string) *config.Config {
 	return cfg
 }
 
-// accept proposes a new certificate for site that ends at the given time.
-func (p *parts) accept(end time.Time) cache.Meta {
+// issue makes a certificate for site that ends in so many days.
+func (p *parts) issue(days int) *secret.Secret {
+	p.Helper()
+	return p.issueUntil(time.Now().Add(time.Duration(days) * 24 * time.Hour))
+}
+
+func (p *parts) issueUntil(end time.Time) *secret.Secret {
 	p.Helper()
 	leaf, err := p.authority.Issue(testenv.LeafOptions{DNSNames: []string{site}, NotBefore: end.Add(-90 * 24 * time.Hour), NotAfter: end})
 	must(p, err)
@@ -111,7 +116,13 @@ func (p *parts) accept(end time.Time) cache.Meta {
 	must(p, err)
 	s, err := secret.ParseCertificate(site, slices.Concat(leaf.CertPEM, ca), leaf.KeyPEM)
 	must(p, err)
-	a, err := p.rollout.Accept(p.Context(), rollout.Proposal{Secret: s, Source: cache.SourceImport, Reason: "test"})
+	return s
+}
+
+// accept proposes a new certificate for site that ends at the given time.
+func (p *parts) accept(end time.Time) cache.Meta {
+	p.Helper()
+	a, err := p.rollout.Accept(p.Context(), rollout.Proposal{Secret: p.issueUntil(end), Source: cache.SourceImport, Reason: "test"})
 	must(p, err)
 	return a.Meta
 }

@@ -3,8 +3,6 @@ package app
 import (
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,11 +16,10 @@ var _ store.Store = (*metered)(nil)
 type metered struct {
 	store.Store
 	seconds *prometheus.HistogramVec
-	moved   func() // after a commit that moves a group
 }
 
-func newMetered(s store.Store, r prometheus.Registerer, moved func()) (store.Store, error) {
-	m := &metered{Store: s, moved: moved, seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+func newMetered(s store.Store, r prometheus.Registerer) (store.Store, error) {
+	m := &metered{Store: s, seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "sds_store_operation_seconds", Help: "Time of store operations.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 8),
 	}, []string{"op"})}
 	if err := r.Register(m.seconds); err != nil {
@@ -50,9 +47,5 @@ func (m *metered) List(ctx context.Context, prefix string) ([]store.Entry, int64
 // Commit implements store.Store.
 func (m *metered) Commit(ctx context.Context, conditions []store.Condition, operations []store.Operation) (int64, error) {
 	defer m.observe("commit", time.Now())
-	revision, err := m.Store.Commit(ctx, conditions, operations)
-	if err == nil && slices.ContainsFunc(operations, func(o store.Operation) bool { return strings.HasPrefix(o.Key, "group/") }) {
-		m.moved()
-	}
-	return revision, err
+	return m.Store.Commit(ctx, conditions, operations)
 }

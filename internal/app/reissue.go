@@ -95,7 +95,7 @@ func (r *reissuer) consider(ctx context.Context, h rollout.Hold) error {
 		return nil // there is a newer one
 	}
 	key := reissueKey{h.Secret, h.Version}
-	if who := r.refusers(h); !h.Handshake && len(who) < 2 {
+	if who := r.server.edge.Refusers(h.Secret, h.Version); !h.Handshake && len(who) < 2 {
 		if !r.told[key] {
 			r.told[key] = true
 			r.server.log.WarnContext(ctx, "held because one identity alone has refused it: not ordered again", "secret", h.Secret, "version", h.Version.Short(),
@@ -114,19 +114,6 @@ func (r *reissuer) consider(ctx context.Context, h rollout.Hold) error {
 		return nil // the loop has said so, and tries again
 	}
 	return err
-}
-
-// refusers are the identities whose nodes have rejected a version.
-func (r *reissuer) refusers(h rollout.Hold) []string {
-	var who []string
-	for _, n := range r.server.edge.Nodes() {
-		for _, s := range n.Secrets {
-			if s.Nacked != nil && s.Nacked.Version == h.Version && !slices.Contains(who, n.Identity) {
-				who = append(who, n.Identity)
-			}
-		}
-	}
-	return who
 }
 
 // spend notes an order before it is placed; false where there were too many.

@@ -26,8 +26,8 @@ func (w wantedServed) Groups(_ context.Context, names ...string) []verify.Group 
 	cfg := w.server.config.Load()
 	asked := func(group string) bool { return len(names) == 0 || slices.Contains(names, group) }
 	members := map[string][]sds.Node{}
-	for _, n := range w.server.edge.Nodes() {
-		if n.Connected && asked(n.Group) {
+	for _, n := range w.server.edge.Nodes(names...) {
+		if n.Connected {
 			members[n.Group] = append(members[n.Group], n)
 		}
 	}

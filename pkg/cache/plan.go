@@ -270,6 +270,28 @@ func (p *Plan) Target(groupName string) *Snapshot {
 	return at
 }
 
+// Placement is a version that a plan puts into a group.
+type Placement struct {
+	Group    string
+	Secret   string
+	Version  secret.Version
+	Snapshot uint64 // of the group, once the plan is committed
+}
+
+// Placements returns the versions that the plan puts into groups so far, by group in the order in which it moves them, then by secret.
+func (p *Plan) Placements() []Placement {
+	var placements []Placement
+	for _, m := range p.moved {
+		diff := m.from.Secrets.Diff(m.to.Secrets)
+		for _, name := range slices.Sorted(maps.Keys(diff)) {
+			if diff[name] != "" {
+				placements = append(placements, Placement{m.group.name, name, diff[name], m.to.Number})
+			}
+		}
+	}
+	return placements
+}
+
 // Empty reports whether a Commit would neither change nor check anything.
 func (p *Plan) Empty() bool {
 	return len(p.conditions)+len(p.operations) == 0 && !slices.ContainsFunc(p.moved, (*moved).changed)

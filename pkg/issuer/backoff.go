@@ -40,7 +40,8 @@ const (
 // Backoff returns how long a certificate waits after its n-th failure in a row (from 1). A certificate that is still valid waits
 // min(1 min, life/60), then ten times as long each time, up to a day, and never more than 1/10 of the life that is left; in the last
 // 1/20 of its life at most an hour, and no wait reaches further into it than its beginning. One that was never issued (both times
-// zero) or has expired waits as a new user would want: 10 s, 1 min, 10 min, 15 min and so on up to 6 h.
+// zero) or has expired waits as a new user would want: 10 s, 1 min, 10 min, 15 min and so on, up to 6 h, after an
+// expiry up to an hour and 1/10 of the life.
 //
 // A failed validation (KindValidation) waits 1 min, 10 min, 100 min and so on, so that a name fails at most four times an hour. After
 // KindPaused it is a day. The wait is moved by up to 20 % at random, and is never shorter than the Retry-After of err. random
@@ -64,11 +65,14 @@ func Backoff(n int, now, notBefore, notAfter time.Time, err *Error, random func(
 func backoff(n int, now, notBefore, notAfter time.Time, kind Kind) (wait, longest time.Duration) {
 	left, life := notAfter.Sub(now), notAfter.Sub(notBefore)
 	if left <= 0 {
-		waits := firstBackoff
-		if kind == KindValidation {
+		waits, longest := firstBackoff, time.Duration(math.MaxInt64)
+		switch {
+		case kind == KindValidation:
 			waits = validationBackoff
+		case life > 0:
+			longest = max(min(urgentBackoff, life/10), firstBackoff[0])
 		}
-		return waits[min(n, len(waits))-1], math.MaxInt64
+		return min(waits[min(n, len(waits))-1], longest), longest
 	}
 	first := min(time.Minute, life/60)
 	longest = min(longestBackoff, left/10)

@@ -32,6 +32,9 @@ type gate struct {
 func (l *Loop) park(ctx context.Context, e *entry, t *task, at time.Time) {
 	n := t.lane
 	key := gateKey{limit: t.refused.Limit, identifier: t.refused.Identifier, urgent: t.urgent}
+	if key.limit == "" { // nobody knows who else it concerns
+		key.identifier = e.cert.Name
+	}
 	g := n.gates[key]
 	if g == nil {
 		g = &gate{key: key, lane: n, waiting: byRank()}

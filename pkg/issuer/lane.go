@@ -52,8 +52,11 @@ func (l *Loop) lane(name string) *lane {
 // byRank is a queue of what is due, the most urgent on top.
 func byRank() queue[*entry] {
 	return queue[*entry]{
-		before: func(a, b *entry) bool { return a.rank.compare(b.rank) < 0 },
-		place:  func(e *entry) *int { return &e.waitPlace },
+		before: func(a, b *entry) bool {
+			c := a.rank.compare(b.rank)
+			return c < 0 || c == 0 && a.cert.Name < b.cert.Name
+		},
+		place: func(e *entry) *int { return &e.waitPlace },
 	}
 }
 
@@ -90,7 +93,7 @@ func (l *Loop) look(ctx context.Context, at time.Time, holds map[string]hold) ti
 	for e, ok := l.clock.top(); ok && !e.wake.After(at); e, ok = l.clock.top() {
 		l.enter(e, at)
 	}
-	next := at.Add(heartbeat)
+	next := at.Add(l.heartbeat)
 	for name, n := range l.lanes {
 		n.hold = holds[name]
 		next = earlier(next, l.serve(ctx, n, at))

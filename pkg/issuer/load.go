@@ -10,9 +10,19 @@ import (
 
 // load reads the state of certificates that were configured since the last look, in one request.
 func (l *Loop) load(ctx context.Context) error {
-	if !l.unloaded() {
+	if !l.unread() {
 		return nil
 	}
+	if err := l.read(ctx); err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.behind = true
+		return err
+	}
+	return nil
+}
+
+func (l *Loop) read(ctx context.Context) error {
 	entries, _, err := l.options.Store.List(ctx, StateKey("")) // the key of an empty name is the common prefix
 	if err != nil {
 		return err
@@ -39,15 +49,13 @@ func (l *Loop) load(ctx context.Context) error {
 	return nil
 }
 
-func (l *Loop) unloaded() bool {
+// unread reports whether there are certificates whose state has to be read, and notes that it will be.
+func (l *Loop) unread() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range l.entries {
-		if !e.loaded && !e.running() {
-			return true
-		}
-	}
-	return false
+	behind := l.behind
+	l.behind = false
+	return behind
 }
 
 // take gives a certificate the state that was found in the store; mu is held.

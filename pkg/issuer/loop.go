@@ -59,16 +59,18 @@ type Options struct {
 // Loop orders the configured certificates when they are due. SetIssuers, SetCertificates, Renew and Status may be called at any
 // time, from any goroutine.
 type Loop struct {
-	options Options
-	metrics *metrics
-	wake    chan struct{} // capacity 1: look again
-	jobs    sync.WaitGroup
+	options   Options
+	metrics   *metrics
+	heartbeat time.Duration // the longest time between two looks
+	wake      chan struct{} // capacity 1: look again
+	jobs      sync.WaitGroup
 
 	mu sync.Mutex
 	// All of these are guarded by mu.
 	lanes    map[string]*lane // by issuer, also of issuers that are not configured while something waits for them
 	entries  map[string]*entry
 	clock    queue[*entry] // what waits for its time
+	behind   bool          // there are certificates whose state was not read
 	recalled bool          // the breakers were set by what the store tells of the time before
 	stopped  bool
 }
@@ -86,7 +88,7 @@ func New(o Options) (*Loop, error) {
 		return nil, err
 	}
 	return &Loop{
-		options: o, metrics: m, wake: make(chan struct{}, 1), lanes: make(map[string]*lane), entries: make(map[string]*entry),
+		options: o, metrics: m, heartbeat: heartbeat, wake: make(chan struct{}, 1), lanes: make(map[string]*lane), entries: make(map[string]*entry),
 		clock: queue[*entry]{
 			before: func(a, b *entry) bool { return a.wake.Before(b.wake) },
 			place:  func(e *entry) *int { return &e.clockPlace },
@@ -104,7 +106,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for first := true; ctx.Err() == nil; first = false {
-		wait := heartbeat
+		wait := l.heartbeat
 		if err := l.load(ctx); err != nil && ctx.Err() == nil {
 			if first {
 				return fmt.Errorf("issuance loop: %w", err)
@@ -188,6 +190,10 @@ func (l *Loop) SetIssuers(issuers map[string]Issuer) {
 		if changed[e.state.Issuer] {
 			l.planAsk(e)
 		}
+		if w := e.wish.Issuer; w != "" && issuers[w] == nil {
+			e.wish.Issuer = ""
+			l.schedule(e)
+		}
 		name := e.issuer()
 		if f := e.state.Failure; changed[name] && issuers[name] != nil && f != nil && f.Kind != KindRateLimited {
 			again := *f
@@ -209,7 +215,7 @@ func (l *Loop) SetCertificates(certificates []Certificate) {
 		keep[c.Name] = true
 		e := l.entries[c.Name]
 		if e == nil {
-			l.entries[c.Name] = &entry{cert: c, want: wanted(&c)}
+			l.entries[c.Name], l.behind = &entry{cert: c, want: wanted(&c)}, true
 			continue
 		}
 		if reflect.DeepEqual(e.cert, c) && !e.removed {

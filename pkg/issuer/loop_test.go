@@ -20,6 +20,7 @@ func TestCertificatesAreRenewedForever(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, certificate("long"))
+		w.slow = true
 		w.start()
 		w.wantOrders("long", 1)
 		for range 30 {

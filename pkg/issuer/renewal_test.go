@@ -53,6 +53,7 @@ func TestBackoff(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 	temporary := &issuer.Error{Kind: issuer.KindTemporary}
+	validation, paused := &issuer.Error{Kind: issuer.KindValidation}, &issuer.Error{Kind: issuer.KindPaused}
 	tests := []struct {
 		name     string
 		attempts int
@@ -79,6 +80,18 @@ func TestBackoff(t *testing.T) {
 		{name: "never issued, fourth", attempts: 4, want: 15 * time.Minute},
 		{name: "never issued, at most 6 h", attempts: 100, want: 6 * time.Hour},
 		{name: "expired is as never issued", attempts: 1, life: 90 * day, left: -time.Hour, want: 10 * time.Second},
+		{name: "expired, at most an hour", attempts: 100, life: 90 * day, left: -time.Hour, want: time.Hour},
+		{name: "expired, short life", attempts: 100, life: time.Hour, left: -time.Hour, want: 6 * time.Minute},
+		{name: "not further into the last twentieth than its begin", attempts: 5, life: 100 * day, left: 5*day + 2*time.Hour, want: 2 * time.Hour},
+		{name: "last twentieth, at most an hour", attempts: 5, life: 100 * day, left: 4 * day, want: time.Hour},
+		{name: "validation, first", attempts: 1, err: validation, want: time.Minute},
+		{name: "validation, second", attempts: 2, err: validation, want: 10 * time.Minute},
+		{name: "validation, third", attempts: 3, err: validation, want: 100 * time.Minute},
+		{name: "validation, at most 6 h", attempts: 100, err: validation, want: 6 * time.Hour},
+		{name: "validation, the end is near", attempts: 9, life: 90 * day, left: time.Minute, err: validation, want: 30 * time.Minute},
+		{name: "validation, 60 s", attempts: 9, life: time.Minute, left: 20 * time.Second, err: validation, want: 2 * time.Second},
+		{name: "paused: a day and a little", attempts: 1, life: 6 * day, left: day, err: paused, want: day + day/10},
+		{name: "paused: not earlier", attempts: 1, jitter: -1, err: paused, want: day},
 		{name: "jitter down", attempts: 2, life: 90 * day, left: 30 * day, jitter: -1, want: 8 * time.Minute},
 		{name: "jitter up", attempts: 2, life: 90 * day, left: 30 * day, jitter: 1, want: 12 * time.Minute},
 		{
@@ -116,22 +129,30 @@ func TestBackoff(t *testing.T) {
 }
 
 // TestBackoffKeepsValidationLimit replays a name that never validates against Let's Encrypt's limits: 5 failures an hour, one more
-// every 12 minutes, and a paused name after 1,152 failures in a row.
+// every 12 minutes, of which one is left to people, and a paused name after 1,152 failures in a row.
 func TestBackoffKeepsValidationLimit(t *testing.T) {
 	t.Parallel()
-	now := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-	end := now.Add(180 * day)
-	tokens, last, failures := 5.0, now, 0
-	for now.Before(end) {
-		failures++
-		tokens = min(5, tokens+now.Sub(last).Minutes()/12) - 1
-		last = now
-		if tokens < 0 {
-			t.Fatalf("failure %d is over the limit", failures)
-		}
-		now = now.Add(issuer.Backoff(failures, now, time.Time{}, time.Time{}, &issuer.Error{Kind: issuer.KindRejected}, constant(0)))
-	}
-	if failures >= 1152 {
-		t.Errorf("got %d failures in 180 days, want less than 1152", failures)
+	begin := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	for name, end := range map[string]time.Time{
+		"never issued": {}, "90 d": begin.Add(30 * day), "90 d, soon over": begin.Add(4 * time.Hour), "expired": begin.Add(-time.Hour),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var notBefore time.Time
+			if !end.IsZero() {
+				notBefore = end.Add(-90 * day)
+			}
+			var failures []time.Time
+			for at := begin; at.Before(begin.Add(180 * day)); {
+				failures = append(failures, at)
+				if n := len(failures); n > 4 && at.Sub(failures[n-5]) <= time.Hour {
+					t.Fatalf("failure %d is the fifth within %v", n, at.Sub(failures[n-5]))
+				}
+				at = at.Add(issuer.Backoff(len(failures), at, notBefore, end, &issuer.Error{Kind: issuer.KindValidation}, constant(0)))
+			}
+			if len(failures) >= 1152 {
+				t.Errorf("got %d failures in 180 days, want less than 1152", len(failures))
+			}
+		})
 	}
 }

@@ -67,11 +67,11 @@ func (s *State) advised(info RenewalInfo, at time.Time, random func() float64) A
 	if info.Start.Equal(next.Start) && info.End.Equal(next.End) && !next.At.IsZero() {
 		return next
 	}
-	overdue := !next.At.IsZero() && !next.At.After(at) // a CA may move the window of a revoked one along with the clock
-	next.Start, next.End = info.Start.UTC(), info.End.UTC()
-	if !overdue || info.End.After(at) {
-		next.At = s.draw(info, at, random()).UTC()
+	drawn := s.draw(info, at, random()).UTC()
+	if !info.End.After(at) && !next.At.IsZero() {
+		drawn = earlier(drawn, next.At) // a CA may move the window of a revoked one along with the clock
 	}
+	next.Start, next.End, next.At = info.Start.UTC(), info.End.UTC(), drawn
 	return next
 }
 
@@ -174,8 +174,12 @@ func askSafely(ctx context.Context, advisor Advisor, id string) (info RenewalInf
 		}
 	}()
 	info, err = advisor.RenewalInfo(ctx, id)
-	if err == nil && (info.Start.IsZero() || !info.End.After(info.Start)) {
+	switch {
+	case err != nil:
+	case info.Start.IsZero() || !info.End.After(info.Start):
 		err = errors.New("the suggested window ends before it begins")
+	case info.Start.UTC().Year() < 1 || info.End.UTC().Year() > 9999: // RFC 3339 has such times, by their offset, and State could not be stored
+		err = errors.New("the suggested window is no time in UTC")
 	}
 	return info, err
 }
@@ -215,7 +219,8 @@ func (l *Loop) answer(ctx context.Context, e *entry, id string, info RenewalInfo
 	case l.entries[e.cert.Name] != e:
 	case errors.Is(err, store.ErrConflict): // somebody else's state counts
 		l.unplace(e)
-		e.loaded = false
+		e.loaded, l.behind = false, true
+		l.poke()
 	default:
 		if err == nil {
 			e.revision = stored

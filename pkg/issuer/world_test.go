@@ -2,7 +2,10 @@ package issuer_test
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -25,6 +28,9 @@ type world struct {
 	sink     *storingSink
 	certs    []issuer.Certificate
 	workers  int
+	slow     bool     // the loop looks only once an hour of its own accord, for tests in which months pass
+	advisor  *advisor // nil: the CA gives no advice
+	hold     func(string, time.Time) (string, time.Time)
 	registry *prometheus.Registry
 	loop     *issuer.Loop
 	stop     func()
@@ -48,12 +54,15 @@ func (w *world) start() {
 	w.registry = prometheus.NewRegistry()
 	loop, err := issuer.New(issuer.Options{
 		Store: w.store, Sink: w.sink, Logger: slog.New(slog.DiscardHandler), Registerer: w.registry, Workers: w.workers,
-		Random: constant(0.5),
+		Random: constant(0.5), Hold: w.hold,
 	})
 	if err != nil {
 		w.Fatal(err)
 	}
-	loop.SetIssuers(map[string]issuer.Issuer{"ca": w.ca})
+	if w.slow {
+		loop.SetHeartbeat(time.Hour)
+	}
+	loop.SetIssuers(map[string]issuer.Issuer{"ca": w.issuer()})
 	loop.SetCertificates(w.certs)
 	ctx, cancel := context.WithCancel(w.Context())
 	done := make(chan error, 1)
@@ -67,6 +76,56 @@ func (w *world) start() {
 	})
 	w.Cleanup(w.stop)
 	synctest.Wait()
+}
+
+func (w *world) issuer() issuer.Issuer {
+	if w.advisor != nil {
+		return w.advisor
+	}
+	return w.ca
+}
+
+// advise makes the CA give advice.
+func (w *world) advise(answer func(id string) (issuer.RenewalInfo, error)) *advisor {
+	w.advisor = &advisor{scriptedIssuer: w.ca, asked: make(map[string][]time.Time)}
+	w.advisor.set(answer)
+	return w.advisor
+}
+
+// give stores the state of a certificate that is valid and has this part of its life left, and configures it. It is due if its
+// part is under a half.
+func (w *world) give(name string, life time.Duration, part float64) {
+	w.Helper()
+	c := certificate(name)
+	end := time.Now().Add(time.Duration(part * float64(life)))
+	w.setState(c, issuer.State{NotBefore: end.Add(-life), NotAfter: end, NextRenewal: end.Add(-life / 2)})
+	w.certs = append(w.certs, c)
+}
+
+// stateOf reads the state of a certificate from the store.
+func (w *world) stateOf(c issuer.Certificate) (s issuer.State) {
+	w.Helper()
+	e, err := w.store.Get(w.Context(), issuer.StateKey(c.Name))
+	if err != nil {
+		w.Fatal(err)
+	}
+	if err := json.Unmarshal(e.Value, &s); err != nil {
+		w.Fatal(err)
+	}
+	return s
+}
+
+// setState stores a state of a certificate that fits its configuration.
+func (w *world) setState(c issuer.Certificate, s issuer.State) {
+	w.Helper()
+	s.Issuer, s.Wanted, s.LastRenewal = c.Issuer, issuer.Wanted(c), s.NotBefore
+	value, err := json.Marshal(s)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if _, err := w.store.Commit(w.Context(), nil, []store.Operation{store.Put(issuer.StateKey(c.Name), value)}); err != nil {
+		w.Fatal(err)
+	}
 }
 
 // pass lets fake time pass and waits until everything rests.
@@ -94,7 +153,8 @@ func (w *world) wantOrders(name string, want int) {
 }
 
 func certificate(name string) issuer.Certificate {
-	return issuer.Certificate{Name: name, DNSNames: []string{name}, Issuer: "ca", KeyType: "ecdsa-p256"}
+	host := strings.NewReplacer(" ", "-", ",", "").Replace(name)
+	return issuer.Certificate{Name: name, DNSNames: []string{host}, Issuer: "ca", KeyType: "ecdsa-p256"}
 }
 
 // scriptedIssuer signs at once, unless its hook says otherwise.
@@ -157,6 +217,49 @@ func (s *scriptedIssuer) Obtain(ctx context.Context, r issuer.Request) (*secret.
 	return s.authority.Secret(issuertest.Leaf{
 		Name: r.Secret, DNSNames: r.DNSNames, IPAddresses: r.IPAddresses, NotBefore: time.Now().Add(-s.age), NotAfter: time.Now().Add(s.life - s.age),
 	})
+}
+
+// advisor is a scripted issuer whose CA gives advice.
+type advisor struct {
+	*scriptedIssuer
+
+	mu     sync.Mutex
+	answer func(id string) (issuer.RenewalInfo, error) // guarded by mu
+	asked  map[string][]time.Time                      // guarded by mu
+	now    int                                         // guarded by mu; questions under way
+	most   int                                         // guarded by mu
+}
+
+func (a *advisor) set(answer func(string) (issuer.RenewalInfo, error)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answer = answer
+}
+
+// times returns when the CA was asked, whatever about.
+func (a *advisor) times() (all []time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, times := range a.asked {
+		all = append(all, times...)
+	}
+	slices.SortFunc(all, time.Time.Compare)
+	return all
+}
+
+func (a *advisor) RenewalInfo(ctx context.Context, id string) (issuer.RenewalInfo, error) {
+	a.mu.Lock()
+	a.asked[id] = append(a.asked[id], time.Now())
+	a.now++
+	a.most = max(a.most, a.now)
+	answer := a.answer
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.now--
+	}()
+	return answer(id)
 }
 
 // storingSink commits as the rollout controller does.

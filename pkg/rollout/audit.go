@@ -3,6 +3,8 @@ package rollout
 import (
 	"context"
 	"slices"
+
+	"github.com/sds-server/sds-server/pkg/cache"
 )
 
 // Record is something that has become durable: a transition of a rollout, or a hold that began or ended.
@@ -49,6 +51,29 @@ func (r Record) id() int {
 func (c *Controller) tell(ctx context.Context, records []Record) {
 	if c.audit != nil {
 		c.audit(ctx, records)
+	}
+}
+
+// announced tells what the commit is about to put into groups, and returns that of which a record is made.
+func (t *transaction) announced() []cache.Placement {
+	if t.c.announce == nil {
+		return nil
+	}
+	return t.c.announce(t.Placements())
+}
+
+// reconsider retracts what was announced for commits that failed, and is not stored. What the store holds is known.
+func (c *Controller) reconsider() {
+	gone := slices.DeleteFunc(c.unsure, func(p cache.Placement) bool {
+		at, ok := c.cache.At(p.Group)
+		if !ok {
+			return false
+		}
+		have, _ := at.Secrets.Version(p.Secret)
+		return have == p.Version
+	})
+	if c.unsure = nil; len(gone) > 0 {
+		c.retract(gone)
 	}
 }
 

@@ -43,6 +43,10 @@ type Options struct {
 	Refers func(name string) func(secret.Version) bool
 	// Audit is told what each commit did, right after it, in the order of the commits; it must neither block nor call back.
 	Audit func(ctx context.Context, records []Record)
+	// Announce is told, before a commit, what it puts into groups, and returns those of it of which a record is made from now on, beside the commit. Retract is
+	// told which of these were not stored after all. Neither may block nor call back.
+	Announce func([]cache.Placement) []cache.Placement
+	Retract  func([]cache.Placement)
 }
 
 // Controller is the only one that moves a group. Its methods are safe for concurrent use; they take turns.
@@ -57,6 +61,8 @@ type Controller struct {
 	gates    Gates
 	hook     Hook
 	audit    func(context.Context, []Record)
+	announce func([]cache.Placement) []cache.Placement
+	retract  func([]cache.Placement)
 
 	turn chan struct{} // one token: whoever holds it may plan and commit
 	wake chan struct{} // capacity 1: something may have to move
@@ -68,6 +74,7 @@ type Controller struct {
 	unsent   map[uint64]map[string]time.Time // by rollout and member; see jury
 	nobody   map[uint64]time.Time            // by rollout: when no node was there last that a wave could be proven by; see proof
 	suspects []uint64                        // rollouts of commits that failed
+	unsure   []cache.Placement               // that were announced for these
 	watches  map[uint64]*observation         // by rollout: watches under way
 	asked    map[uint64]*question            // by rollout: since when the gates are asked before a wave
 	recent   map[uint64]*Rollout             // that are done, and may still be taken back; never written to
@@ -100,8 +107,8 @@ func (id holdID) compare(other holdID) int {
 func New(ctx context.Context, opts Options) (*Controller, error) {
 	c := &Controller{
 		cache: opts.Cache, store: opts.Store, fleet: opts.Fleet, slog: opts.Log, policy: opts.Policy, released: opts.Released, refers: opts.Refers,
-		audit: opts.Audit,
-		turn:  make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{}, nobody: map[uint64]time.Time{},
+		audit: opts.Audit, announce: opts.Announce, retract: opts.Retract,
+		turn: make(chan struct{}, 1), wake: make(chan struct{}, 1), unhealed: true, unsent: map[uint64]map[string]time.Time{}, nobody: map[uint64]time.Time{},
 		prober: opts.Prober, gates: opts.Gates, hook: opts.Hook,
 		watches: map[uint64]*observation{}, asked: map[uint64]*question{}, recent: map[uint64]*Rollout{}, ailing: map[string]bool{},
 		ended: map[State]uint64{}, sights: map[uint64]shown{},
@@ -318,6 +325,7 @@ func (c *Controller) settle(ctx context.Context) error {
 		return err
 	}
 	c.doubt = false
+	c.reconsider()
 	return nil
 }
 

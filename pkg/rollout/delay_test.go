@@ -12,10 +12,12 @@ import (
 // TestNothingDelaysAnotherSecret is invariant 10 of DESIGN 4: whatever is paused, held, refused, offline or taken back of other secrets, a healthy
 // one is everywhere within the time of its waves, and one wave time-out for each of them.
 func TestNothingDelaysAnotherSecret(t *testing.T) {
-	histories(t, 10, delayed)
+	var sum claimed
+	sum.in(t, 10)
+	histories(t, 10, func(t *testing.T, seed uint64) { sum.add(delayed(t, seed)) })
 }
 
-func delayed(t *testing.T, seed uint64) {
+func delayed(t *testing.T, seed uint64) claims {
 	random := rand.New(rand.NewPCG(seed, 0))
 	p := waves("auto", "canary", "eu us", "rest").watched(20 * time.Second)
 	p.NodeGrace, p.RetryAfter = 2*time.Minute, 10*time.Minute
@@ -26,6 +28,7 @@ func delayed(t *testing.T, seed uint64) {
 		r.node("other-"+g, g, others[:1+random.IntN(3)]...).refuses = func(_ string, v version) bool { return bad[v] }
 	}
 	r.serve("healthy")
+	looked := claims{}
 	limit := time.Duration(len(p.Waves)) * (p.Watch + p.AckTimeout + p.NodeGrace)
 	for range 8 {
 		for range random.IntN(12) {
@@ -35,14 +38,15 @@ func delayed(t *testing.T, seed uint64) {
 		}
 		v, began := r.accept("healthy"), time.Now()
 		for !everywhere(r, "healthy", v) {
-			if r.pass(5 * time.Second); time.Since(began) > limit {
-				t.Fatalf("invariant 10, nothing delays another secret: after %s it is in %v\n%s", limit, r.states(), r.picture())
+			if r.pass(5 * time.Second); looked.broken(10, time.Since(began) > limit) {
+				t.Fatalf("%s: after %s it is in %v\n%s", invariant(10), limit, r.states(), r.picture())
 			}
 			if random.IntN(5) == 0 {
 				disturb(r, random, others, bad)
 			}
 		}
 	}
+	return looked
 }
 
 func everywhere(r *rig, name string, v version) bool {

@@ -125,6 +125,13 @@ func (f *fleet) send(at func(group, name string) version) {
 	}
 }
 
+// lastGood reports whether a node that has refused a version of a secret goes on with this one.
+func (f *fleet) lastGood(name string, v version) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.nodes, func(n *node) bool { return len(n.nacked[name]) > 0 && n.serves[name] == v })
+}
+
 func (f *fleet) edit(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -134,6 +134,8 @@ type rig struct {
 	log    *logs
 	events []string         // what Released was told
 	needed []secret.Version // what Refers says
+
+	refersTo func(name string, v secret.Version) bool // likewise, if not nil
 }
 
 func waves(promotion string, groups ...string) Policy {
@@ -186,8 +188,10 @@ func (r *rig) open() {
 	}
 }
 
-func (r *rig) refers(string) func(secret.Version) bool {
-	return func(v secret.Version) bool { return slices.Contains(r.needed, v) }
+func (r *rig) refers(name string) func(secret.Version) bool {
+	return func(v secret.Version) bool {
+		return slices.Contains(r.needed, v) || r.refersTo != nil && r.refersTo(name, v)
+	}
 }
 
 func (r *rig) released(name string, v secret.Version) {

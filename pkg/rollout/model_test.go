@@ -2,10 +2,8 @@ package rollout
 
 import (
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,24 +13,31 @@ import (
 )
 
 func TestInvariantsHoldInRandomHistories(t *testing.T) {
-	histories(t, 8, func(t *testing.T, seed uint64) { playModel(t, seed) })
+	var sum claimed
+	sum.in(t, 1, 3, 4, 5, 6, 8)
+	histories(t, 8, func(t *testing.T, seed uint64) {
+		m := newModel(t, seed)
+		m.play()
+		sum.add(m.claims)
+	})
 }
 
-// playModel runs the history of a seed, and returns what there was after each action.
-func playModel(t *testing.T, seed uint64) []string {
-	m := newModel(t, seed)
+// play does one random thing after another and checks, and returns what there was after each.
+func (m *model) play() []string {
 	var told []string
 	for n := range 80 {
 		what := m.act()
 		m.acts = append(m.acts, what)
 		m.check(fmt.Sprintf("action %d, %s", n, what))
 		told = append(told, what+"\n"+m.picture())
-		if t.Failed() {
+		if m.t.Failed() {
 			m.tell()
 			return told
 		}
 	}
-	if m.end(); t.Failed() {
+	m.end()
+	m.checkKeys(m.claims, "the end")
+	if m.t.Failed() {
 		m.tell()
 	}
 	return append(told, m.picture())
@@ -58,6 +63,7 @@ type model struct {
 	random *rand.Rand
 	names  []string
 	acts   []string
+	claims claims
 	served map[string]map[string]bool           // group -> names that it has had
 	banned map[holdID]map[string]bool           // held hard -> groups that were at it then
 	good   map[*node]map[string]secret.Version  // what a node went on with last
@@ -77,7 +83,7 @@ func newModel(t *testing.T, seed uint64) *model {
 		rig: newRigOn(t, policy, seededStore(seed)), random: random, names: []string{"a", "b", "d"},
 		served: map[string]map[string]bool{}, banned: map[holdID]map[string]bool{}, good: map[*node]map[string]secret.Version{},
 		had: map[string]map[string]secret.Version{}, ever: map[string]map[holdID]bool{}, forced: map[holdID]bool{}, acks: map[*node]map[holdID]bool{},
-		refused: map[*node]map[holdID]bool{},
+		refused: map[*node]map[holdID]bool{}, claims: claims{},
 	}
 	for _, g := range []string{"canary", "canary", "eu", "us", "rest"} {
 		m.node(fmt.Sprintf("n%d", len(m.fleet.nodes)), g, m.names[:1+random.IntN(3)]...)
@@ -140,8 +146,8 @@ func (m *model) act() string {
 		before := m.picture()
 		m.fleet.forget(true)
 		m.crash()
-		if after := m.picture(); len(m.c.Active()) == 0 && after != before {
-			m.t.Errorf("invariant 5, restart restores: %s, want %s", after, before)
+		if after := m.picture(); len(m.c.Active()) == 0 && m.claims.broken(5, after != before) {
+			m.t.Errorf("%s: %s, want %s", invariant(5), after, before)
 		}
 		m.reconfigure(m.policy)
 		return "restart"
@@ -164,55 +170,6 @@ func (m *model) act() string {
 // tolerate drops the error of a refused wish: that it is refused is one of the things that may happen.
 func (m *model) tolerate(any, error) {}
 
-func (m *model) check(what string) {
-	m.t.Helper()
-	m.checkDurable(what)
-	m.checkWaves(what)
-	moving := map[string]uint64{}
-	for _, r := range m.c.Active() {
-		for _, g := range r.occupies() {
-			if moving[g] != 0 {
-				m.t.Errorf("%s: rollouts %d and %d are both moving group %s", what, moving[g], r.ID, g)
-			}
-			moving[g] = r.ID
-		}
-	}
-	for _, g := range m.policy.Groups() {
-		set := maps.Collect(m.mustAt(g).Secrets.All())
-		for name := range m.served[g] {
-			if set[name] == "" {
-				m.t.Errorf("%s: invariant 3, a group never loses a name: %s lost %s", what, g, name)
-			}
-		}
-		for name, v := range set {
-			if m.served[g] == nil {
-				m.served[g] = map[string]bool{}
-			}
-			m.served[g][name] = true
-			if groups := m.banned[holdID{name, v}]; groups != nil && !groups[g] {
-				m.t.Errorf("%s: invariant 6, a hard hold is not rolled out: %s moved to %s of %s", what, g, v.Short(), name)
-			}
-		}
-	}
-	for _, h := range m.c.Holds() {
-		id := holdID{h.Secret, h.Version}
-		if h.Kind == Hard && m.banned[id] == nil {
-			m.banned[id] = map[string]bool{}
-			for _, g := range m.policy.Groups() {
-				m.banned[id][g] = m.at(g, h.Secret) == h.Version
-			}
-		}
-	}
-	for _, n := range m.fleet.nodes {
-		for name, v := range m.good[n] {
-			if v != "" && n.serves[name] == "" {
-				m.t.Errorf("%s: invariant 3, node %s lost its last good %s", what, n.id, name)
-			}
-		}
-		m.good[n] = maps.Clone(n.serves)
-	}
-}
-
 // noteForced notes what the next promotion lets go on without an ACK.
 func (m *model) noteForced() {
 	for _, r := range m.c.Active() {
@@ -221,106 +178,6 @@ func (m *model) noteForced() {
 				m.forced[holdID{c.Secret, c.To}] = true
 			}
 		}
-	}
-}
-
-// checkWaves checks that a group which has got a version it never had, under a name that it had, got it after the earlier waves.
-func (m *model) checkWaves(what string) {
-	m.t.Helper()
-	for _, n := range m.fleet.nodes {
-		if m.acks[n] == nil {
-			m.acks[n], m.refused[n] = map[holdID]bool{}, map[holdID]bool{}
-		}
-		for name, versions := range n.nacked {
-			for v := range versions {
-				m.refused[n][holdID{name, v}] = true
-			}
-		}
-		for name, v := range n.acked {
-			m.acks[n][holdID{name, v}] = true
-		}
-	}
-	for _, g := range m.policy.Groups() {
-		if m.ever[g] == nil {
-			m.ever[g] = map[holdID]bool{}
-		}
-		now := maps.Collect(m.mustAt(g).Secrets.All())
-		for name, v := range now {
-			id := holdID{name, v}
-			if m.had[g][name] != "" && !m.ever[g][id] && !m.forced[id] && m.by != g {
-				m.checkEarlier(what, g, id)
-			}
-			m.ever[g][id] = true
-		}
-		m.had[g] = now
-	}
-}
-
-// checkEarlier checks that each wave before the group's has ACKed a version: one of its nodes at least, and none has refused it.
-func (m *model) checkEarlier(what, group string, id holdID) {
-	m.t.Helper()
-	for _, wave := range m.policy.Waves {
-		if slices.Contains(wave, group) {
-			return
-		}
-		there, acked := "", false
-		for _, n := range m.fleet.nodes {
-			if !slices.Contains(wave, n.group) || !slices.Contains(n.names, id.secret) || m.passed(n.group, id) {
-				continue
-			}
-			acked = acked || m.acks[n][id]
-			if n.connected {
-				there = n.id
-			}
-			if n.nacked[id.secret][id.version] {
-				m.t.Errorf("%s: %s got %s of %s, which %s of %s has refused", what, group, id.version.Short(), id.secret, n.id, n.group)
-			}
-		}
-		if there != "" && !acked {
-			m.t.Errorf("%s: %s got %s of %s, which no node of %v has ACKed; %s is there", what, group, id.version.Short(), id.secret, wave, there)
-		}
-	}
-}
-
-// passed reports whether a group is at a newer version.
-func (m *model) passed(group string, id holdID) bool {
-	versions, err := m.cache.Versions(m.ctx(), id.secret)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	at := m.at(group, id.secret)
-	place := func(v secret.Version) int {
-		return slices.IndexFunc(versions, func(meta cache.Meta) bool { return meta.Version == v })
-	}
-	return at != id.version && place(at) >= 0 && place(at) < place(id.version)
-}
-
-// checkDurable opens what is stored beside what runs, and compares.
-func (r *rig) checkDurable(what string) {
-	r.t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	stored, err := cache.Open(r.ctx(), cache.Options{Store: r.disk, Log: log})
-	if err != nil {
-		r.t.Fatalf("%s: %v", what, err)
-	}
-	c, err := New(r.ctx(), Options{Cache: stored, Store: r.disk, Fleet: r.fleet, Policy: r.policy, Log: log})
-	if err != nil {
-		r.t.Fatalf("%s: %v", what, err)
-	}
-	for _, g := range r.cache.Groups() {
-		at, ok := stored.At(g)
-		if !ok || at.Number != r.mustAt(g).Number || !at.Secrets.Equal(r.mustAt(g).Secrets) || len(stored.Moves(g)) != len(r.cache.Moves(g)) {
-			r.t.Errorf("%s: invariant 1, durable before visible: group %s is at %d, the store says %v", what, g, r.mustAt(g).Number, at)
-		}
-	}
-	if !slices.Equal(c.Holds(), r.c.Holds()) {
-		r.t.Errorf("%s: invariant 1: holds are %v, the store says %v", what, r.c.Holds(), c.Holds())
-	}
-	have, want := r.c.Active(), c.Active()
-	if !slices.EqualFunc(have, want, func(a, b *Rollout) bool {
-		return a.ID == b.ID && a.State == b.State && a.Wave == b.Wave && !changed(a, b)
-	}) {
-		r.t.Errorf("%s: invariant 1: rollouts are %v, the store says %v", what, have, want)
 	}
 }
 
@@ -336,6 +193,7 @@ func (m *model) end() {
 	for _, d := range []time.Duration{11 * time.Minute, time.Minute, m.policy.RetryAfter, time.Minute} {
 		m.pass(d)
 		for _, g := range m.policy.Groups() {
+			m.noteForced()
 			m.tolerate(m.c.Promote(m.ctx(), g, 0, alice))
 		}
 	}

@@ -104,7 +104,7 @@ func seededSecret(t testing.TB, name string, number int64, life time.Duration) *
 
 func TestHistoriesAreFunctionsOfTheirSeeds(t *testing.T) {
 	traces := map[string]func(t *testing.T, seed uint64) []string{
-		"model": playModel,
+		"model": func(t *testing.T, seed uint64) []string { return newModel(t, seed).play() },
 		"reference": func(t *testing.T, seed uint64) []string {
 			h := newHistory(t, seed)
 			h.play()

@@ -186,8 +186,10 @@ func (t *transaction) commit(ctx context.Context) error {
 	if t.Empty() {
 		return nil
 	}
+	announced := t.announced()
 	if err := t.Commit(ctx); err != nil {
 		t.suspect()
+		t.c.unsure = append(t.c.unsure, announced...)
 		return err
 	}
 	t.c.history = t.c.history[len(forgotten):]

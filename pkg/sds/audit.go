@@ -22,6 +22,7 @@ type Push struct {
 	Secret     string
 	Version    secret.Version
 	Group      string
+	Snapshot   uint64   // of the group, with which it goes there first
 	Nodes      []string // ids, sorted
 	Identities []string // that these nodes have proven, sorted, each once
 }
@@ -47,13 +48,16 @@ type pushKey struct{ group, secret string }
 
 // pushed is one version of it. All of it is guarded by gate.mu.
 type pushed struct {
-	key     pushKey
-	version secret.Version
-	begun   bool                       // a record is made, or was
-	vain    bool                       // the record under way names nobody
-	durable bool                       // recorded once, or not to be waited for
-	next    map[*node]struct{}         // not recorded yet; nil: no record is under way
-	parked  map[*subscription]parkedAt // that wait
+	key      pushKey
+	version  secret.Version
+	snapshot uint64
+	begun    bool                       // a record is made, or was
+	vain     bool                       // the record under way names nobody
+	named    bool                       // a record named somebody
+	void     bool                       // retracted: a record under way names nobody
+	durable  bool                       // recorded once, or not to be waited for
+	next     map[*node]struct{}         // not recorded yet; nil: no record is under way
+	parked   map[*subscription]parkedAt // that wait
 }
 
 // parkedAt is who looks again at a name.
@@ -67,12 +71,12 @@ func newGate(pushes Pushes, l *ledger) *gate {
 }
 
 // open reports whether a stream may send a version under a name now. If not, its subscriber is told of the name when it may.
-func (g *gate) open(st *stream, name string, sub *subscription, res *cache.Resource) bool {
+func (g *gate) open(st *stream, name string, sub *subscription, res *cache.Resource, snapshot uint64) bool {
 	if g == nil {
 		return true
 	}
 	g.mu.Lock()
-	p := g.of(pushKey{st.group, res.Name}, res.Version)
+	p := g.of(pushKey{st.group, res.Name}, res.Version, snapshot)
 	begin := false
 	if st.node.notePushed(name, sub.record, res) || !p.begun {
 		if begin = p.next == nil; begin {
@@ -91,13 +95,14 @@ func (g *gate) open(st *stream, name string, sub *subscription, res *cache.Resou
 	return may
 }
 
-// announce begins the record of a version that a group is at now, before the streams of the nodes that subscribe to it come to send it.
-func (g *gate) announce(key pushKey, version secret.Version) {
+// announce begins the record of a version that a group is about to move to, before the streams of the nodes that subscribe to it come to send it. It reports
+// whether it did.
+func (g *gate) announce(key pushKey, version secret.Version, snapshot uint64) bool {
 	if !g.ledger.subscribed(key) {
-		return
+		return false
 	}
 	g.mu.Lock()
-	p := g.of(key, version)
+	p := g.of(key, version, snapshot)
 	begin := !p.begun
 	if begin {
 		p.begun, p.next = true, map[*node]struct{}{}
@@ -106,6 +111,23 @@ func (g *gate) announce(key pushKey, version secret.Version) {
 	if begin {
 		g.record(p)
 	}
+	return begin
+}
+
+// retract forgets a version that was announced, and that no stream can have sent. It reports whether a record names nodes.
+func (g *gate) retract(key pushKey, version secret.Version) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	known := g.passed[key]
+	i := slices.IndexFunc(known, func(p *pushed) bool { return p.version == version })
+	if i < 0 {
+		return false
+	}
+	p := known[i]
+	p.void = true
+	g.passed[key] = slices.Delete(known, i, i+1)
+	g.ledger.unpushed(key, version)
+	return p.named
 }
 
 func (g *gate) record(p *pushed) {
@@ -113,12 +135,12 @@ func (g *gate) record(p *pushed) {
 }
 
 // of returns what is known of a version. The caller holds mu.
-func (g *gate) of(key pushKey, version secret.Version) *pushed {
+func (g *gate) of(key pushKey, version secret.Version, snapshot uint64) *pushed {
 	known := g.passed[key]
 	if i := slices.IndexFunc(known, func(p *pushed) bool { return p.version == version }); i >= 0 {
 		return known[i]
 	}
-	p := &pushed{key: key, version: version, parked: map[*subscription]parkedAt{}}
+	p := &pushed{key: key, version: version, snapshot: snapshot, parked: map[*subscription]parkedAt{}}
 	known = append(known, p)
 	g.passed[key] = known[max(0, len(known)-maxPushed):]
 	return p
@@ -130,13 +152,16 @@ func (g *gate) take(p *pushed) Push {
 	defer g.mu.Unlock()
 	nodes := p.next
 	p.next = nil
+	if p.void {
+		return Push{}
+	}
 	if !p.durable {
 		for _, n := range g.ledger.expecting(p.key, p.version) {
 			nodes[n] = struct{}{}
 		}
 	}
-	p.vain = !p.durable && len(nodes) == 0
-	out := Push{Secret: p.key.secret, Version: p.version, Group: p.key.group}
+	p.vain, p.named = !p.durable && len(nodes) == 0, p.named || len(nodes) > 0
+	out := Push{Secret: p.key.secret, Version: p.version, Group: p.key.group, Snapshot: p.snapshot}
 	identities := map[string]struct{}{}
 	for n := range nodes {
 		out.Nodes = append(out.Nodes, n.key.id)
@@ -201,6 +226,26 @@ func (l *ledger) subscribed(key pushKey) bool {
 	defer l.mu.Unlock()
 	r := l.groups[key.group]
 	return r != nil && len(r.subscribers[key.secret]) > 0
+}
+
+// unpushed forgets that nodes of a group are recorded for a version.
+func (l *ledger) unpushed(key pushKey, version secret.Version) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.groups[key.group]
+	if r == nil {
+		return
+	}
+	for n := range r.nodes {
+		n.mu.Lock()
+		if one := n.records[key.secret]; one != nil && one.pushed == version {
+			one.pushed = ""
+		}
+		if n.covering[key.secret] == version {
+			delete(n.covering, key.secret)
+		}
+		n.mu.Unlock()
+	}
 }
 
 // expecting returns the connected nodes of a group that subscribe to a secret by its own name, and are not recorded for a version yet nor rejected it; then they

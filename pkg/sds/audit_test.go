@@ -160,10 +160,10 @@ func TestFirstRecordNamesAllThatAreAboutToBeSentIt(t *testing.T) {
 		synctest.Wait()
 		d.auto = false
 		version := f.rotate(t, "canary", "a")
-		f.Announce("canary", "a", version) // whatever the streams have begun
-		f.Announce("production", "a", version)
-		f.Announce("nowhere", "a", version)
-		f.Announce("canary", "b", version)
+		f.Announce("canary", "a", version, 0) // whatever the streams have begun
+		f.Announce("production", "a", version, 0)
+		f.Announce("nowhere", "a", version, 0)
+		f.Announce("canary", "b", version, 0)
 		synctest.Wait()
 		d.write()
 		for _, e := range all[:2] {
@@ -242,7 +242,7 @@ func TestVainRecordIsNone(t *testing.T) {
 		e.leave()
 		f.move(t, "canary", "a", "")
 		v := f.rotate(t, "canary", "a")
-		f.Announce("canary", "a", v) // the node is known to have subscribed
+		f.Announce("canary", "a", v, 0) // the node is known to have subscribed
 		synctest.Wait()
 		d.write()
 		d.wants(t, "")
@@ -253,6 +253,52 @@ func TestVainRecordIsNone(t *testing.T) {
 		next.expect("a")
 		d.wants(t, "canary a edge-2")
 	})
+}
+
+// A move that was announced and not stored is no push: when it comes after all, it is recorded, and waited for, as if nothing had been said.
+func TestRetractedPushIsRecordedAgain(t *testing.T) {
+	for _, made := range []bool{true, false} { // the record, before it is retracted
+		synctest.Test(t, func(t *testing.T) {
+			f, d := audited(t, everything("canary", "production")...)
+			d.auto = true
+			first := f.rotate(t, "canary", "a")
+			nodes := []*envoy{f.envoyIn(t, "canary", Delta, "edge-1"), f.envoyIn(t, "canary", Delta, "edge-2")}
+			for _, e := range nodes {
+				e.subscribe("a")
+				e.expect("a")
+			}
+			d.said()
+			d.auto = false
+			next := f.rotate(t, "production", "a") // stored, and not what canary is at
+			if f.Announce("canary", "a", first, 2) || f.Announce("production", "a", next, 3) {
+				t.Error("a record begins that is made already, or that names nobody")
+			}
+			if !f.Announce("canary", "a", next, 4) || f.Announce("canary", "a", next, 4) {
+				t.Error("want one record to begin")
+			}
+			want := ""
+			if made {
+				d.write()
+				want = "canary a edge-1,edge-2"
+			}
+			if got := f.Retract("canary", "a", next); got != made {
+				t.Errorf("retract: got %v, want %v", got, made)
+			}
+			d.write()
+			d.wants(t, want)
+			if f.Retract("canary", "a", next) {
+				t.Error("it is retracted twice")
+			}
+
+			f.move(t, "canary", "a", next)
+			nodes[0].silent()
+			nodes[1].silent()
+			d.write()
+			nodes[0].expect("a")
+			nodes[1].expect("a")
+			d.wants(t, "canary a edge-1,edge-2")
+		})
+	}
 }
 
 func TestNodeThatRejectedAVersionIsNotAboutToBeSentIt(t *testing.T) {

@@ -2,6 +2,7 @@ package sds
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/sds-server/sds-server/pkg/cache"
@@ -150,6 +151,35 @@ func (n *node) forgetNACKs(asked string, r *record, secretName string, gone func
 	if len(r.nacks) == 0 && r.streams == 0 && !r.subscribed {
 		delete(n.records, asked)
 	}
+}
+
+// Refusers returns the identities whose nodes rejected a version of a secret, sorted.
+func (s *Server) Refusers(name string, version secret.Version) []string {
+	who := map[string]struct{}{}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	for _, n := range s.ledger.nodes {
+		n.mu.Lock()
+		if n.rejected(name, version) {
+			who[n.key.identity] = struct{}{}
+		}
+		n.mu.Unlock()
+	}
+	return slices.Sorted(maps.Keys(who))
+}
+
+// rejected reports whether the node rejected a version of a secret, under its name or another one. The caller holds mu.
+func (n *node) rejected(name string, version secret.Version) bool {
+	is := func(nack NACK) bool { return nack.Secret == name && nack.Version == version }
+	if r := n.records[name]; r != nil && slices.ContainsFunc(r.nacks, is) {
+		return true
+	}
+	for _, r := range n.refusing {
+		if slices.ContainsFunc(r.nacks, is) {
+			return true
+		}
+	}
+	return false
 }
 
 // good returns the versions of a secret with which nodes go on that rejected another one.

@@ -31,7 +31,7 @@ func (st *stream) push(name string, sub *subscription) error {
 		return st.withdraw(name, sub, force, snapshot)
 	case !force && res.Version == sub.sent:
 		return nil
-	case !st.server.gate.open(st, name, sub, res):
+	case !st.server.gate.open(st, name, sub, res, snapshot):
 		sub.force = force
 		return nil
 	}

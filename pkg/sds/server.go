@@ -165,12 +165,19 @@ func (s *Server) replace(p *Policy) *Policy {
 	return old.policy
 }
 
-// Announce begins the record of a push (see Options.Pushes) of a version that a group has moved to, so that it is durable when the streams come to send it, or
-// soon after. It is no must: a stream begins it where it is not begun.
-func (s *Server) Announce(group, name string, version secret.Version) {
-	if s.gate != nil && version != "" && s.rights.Load().policy.Allowed(group, name) {
-		s.gate.announce(pushKey{group, name}, version)
+// Announce begins the record of a push (see Options.Pushes) of a version that a group is about to move to, so that it is durable when the streams come to send
+// it, or soon after, and reports whether it did. It is no must: a stream begins it where it is not begun.
+func (s *Server) Announce(group, name string, version secret.Version, snapshot uint64) bool {
+	if s.gate == nil || version == "" || !s.rights.Load().policy.Allowed(group, name) {
+		return false
 	}
+	return s.gate.announce(pushKey{group, name}, version, snapshot)
+}
+
+// Retract takes an announcement back of a version that the group has not moved to: it is recorded again when it does. It reports whether nodes are named in
+// the record.
+func (s *Server) Retract(group, name string, version secret.Version) bool {
+	return s.gate != nil && s.gate.retract(pushKey{group, name}, version)
 }
 
 // Release forgets that nodes rejected a version of a secret, so that it is sent to them again where their group is at it: as other bytes, which

@@ -90,11 +90,11 @@ type Served struct {
 	At      time.Time      `json:"at"`
 }
 
-// Nodes returns every node that is or was connected, sorted by group, id and identity.
-func (s *Server) Nodes() []Node {
+// Nodes returns every node that is or was connected in one of the groups, sorted by group, id and identity; without groups, in any.
+func (s *Server) Nodes(groups ...string) []Node {
 	policy := s.rights.Load().policy
 	var nodes []Node
-	for group, members := range s.ledger.members() {
+	for group, members := range s.ledger.members(groups...) {
 		at, ok := s.cache.At(group)
 		if !ok {
 			continue
@@ -110,13 +110,18 @@ func (s *Server) Nodes() []Node {
 	return nodes
 }
 
-// members lists the nodes of each group.
-func (l *ledger) members() map[string][]*node {
+// members lists the nodes of each of the groups; without groups, of every one.
+func (l *ledger) members(groups ...string) map[string][]*node {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	members := make(map[string][]*node, len(l.groups))
-	for group, r := range l.groups {
-		members[group] = slices.Collect(maps.Keys(r.nodes))
+	if len(groups) == 0 {
+		groups = slices.Collect(maps.Keys(l.groups))
+	}
+	members := make(map[string][]*node, len(groups))
+	for _, group := range groups {
+		if r := l.groups[group]; r != nil {
+			members[group] = slices.Collect(maps.Keys(r.nodes))
+		}
 	}
 	return members
 }

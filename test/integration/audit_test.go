@@ -34,8 +34,8 @@ func TestRotationLeavesItsEntriesInOrder(t *testing.T) {
 			got = append(got, strings.TrimSpace(fmt.Sprint(a.Event, " ", a.Group, " ", strings.Join(a.Nodes, ","))))
 		}
 	}
-	inOrder(t, got, "command", "rollout_waiting canary", "rollout_moving canary", "push canary canary-1",
-		"rollout_moving production", "push production production-1", "rollout_done")
+	inOrder(t, got, "command", "push canary canary-1", "rollout_waiting canary", "rollout_moving canary",
+		"push production production-1", "rollout_moving production", "rollout_done")
 	inOrder(t, got, "rollout_waiting canary", "certificate_renewed")
 	for _, event := range []string{"push canary canary-1", "push production production-1", "certificate_renewed", "rollout_done"} {
 		if n := len(slices.DeleteFunc(slices.Clone(got), func(s string) bool { return s != event })); n != 1 {

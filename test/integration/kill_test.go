@@ -96,7 +96,7 @@ type killRun struct {
 	kills    int
 	between  int // kills between the CA's acceptance of newOrder and the store's commit
 	invalid  int // orders that the CA made invalid, because nobody was there to answer its challenge
-	lost     int // kills between the CA's acceptance of newOrder and the store's commit of the order
+	lost     int // kills between the CA's acceptance of newOrder and our knowing its URL: the order is found in the account's list
 }
 
 func startKillRun(t *testing.T) *killRun {
@@ -296,8 +296,8 @@ func (k *killRun) settled() {
 	}))
 }
 
-// ordersExplained fails unless there is one certificate for each stored version, and each other order at the CA was lost with the answer
-// of its newOrder, or was made invalid.
+// ordersExplained fails unless there is one certificate for each stored version, and each other order at the CA was made invalid. One whose
+// answer got lost is no other one.
 func (k *killRun) ordersExplained(what string) {
 	k.Helper()
 	log, err := k.fleet.Pebble.Log()
@@ -306,9 +306,9 @@ func (k *killRun) ordersExplained(what string) {
 	if got, want := k.proxy.Count(testenv.KindFinalize).Succeeded, len(k.versions); got != want {
 		k.Errorf("%s: the CA finalized %d orders, want %d: one for each stored version", what, got, want)
 	}
-	if got, want := k.proxy.Count(testenv.KindNewOrder).Succeeded, len(k.versions)+k.lost+k.invalid; got != want {
-		k.Errorf("%s: the CA accepted %d orders, want %d: %d stored versions, %d lost answers, %d made invalid",
-			what, got, want, len(k.versions), k.lost, k.invalid)
+	if got, want := k.proxy.Count(testenv.KindNewOrder).Succeeded, len(k.versions)+k.invalid; got != want {
+		k.Errorf("%s: the CA accepted %d orders, want %d: %d stored versions, %d made invalid; %d answers got lost",
+			what, got, want, len(k.versions), k.invalid, k.lost)
 	}
 	if k.Failed() {
 		k.FailNow() // each later renewal would say the same
@@ -335,6 +335,6 @@ func (k *killRun) sum() {
 	if k.between < 30 {
 		k.Errorf("%d kills fell between newOrder and stored, want at least 30", k.between)
 	}
-	k.Logf("%d kills, %d of them between newOrder and stored; %d certificates; %d orders lost with their answer, %d made invalid; %d handshakes",
+	k.Logf("%d kills, %d of them between newOrder and stored; %d certificates; %d answers with an order lost, %d orders made invalid; %d handshakes",
 		k.kills, k.between, len(k.versions), k.lost, k.invalid, made)
 }

@@ -57,7 +57,7 @@ func TestChainThatClientsRejectGoesBackFromCanary(t *testing.T) {
 	if got := slices.DeleteFunc(states(r), func(one string) bool { return one == "waiting" }); !slices.Equal(got, []string{"moving", "verifying", "rolled_back"}) {
 		t.Errorf("it was %v: %s", got, logged(r))
 	}
-	s.trail(bad, "rollout_moving canary", "push canary canary-1", "rollout_verifying canary", "version_held ", "rollout_rolled_back canary")
+	s.trail(bad, "push canary canary-1", "rollout_moving canary", "rollout_verifying canary", "version_held ", "rollout_rolled_back canary")
 	good := s.brings(s.ca, site) // the next version is judged by itself
 	s.reaches(good, rollout.Done)
 	s.allServe(site, good.Serial)

@@ -51,8 +51,8 @@ func TestGoodRolloutIsVerifiedWatchedAndPromotedByItself(t *testing.T) {
 			t.Errorf("%s served it at %s, before its wave was switched at %s", node, first, second)
 		}
 	}
-	s.trail(a, "rollout_moving canary", "push canary canary-1", "rollout_verifying canary", "rollout_watching canary", "rollout_moving production",
-		"push production", "rollout_verifying production", "rollout_watching production", "rollout_done ")
+	s.trail(a, "push canary canary-1", "rollout_moving canary", "rollout_verifying canary", "rollout_watching canary", "push production",
+		"rollout_moving production", "rollout_verifying production", "rollout_watching production", "rollout_done ")
 }
 
 // trail wants entries of the audit trail about a version in this order; each begins with the text: the event, the group, and the nodes.

@@ -18,27 +18,50 @@ type envoyRun struct {
 	code int
 }
 
-// runEnvoys runs the tests on each version, all of them also after a failure, and prints a table. It returns 1 if any has failed.
-func runEnvoys(ctx context.Context, versions, args []string, stdout, stderr io.Writer) int {
+// plan is what is run on several versions of Envoy.
+type plan struct {
+	versions []string
+	last     string   // regular expression for the tests that are run on the last version alone; empty: none
+	args     []string // of go test
+}
+
+// run runs the tests on each version, all of them also after a failure, and prints a table. It returns 1 if any has failed.
+func (p plan) run(ctx context.Context, stdout, stderr io.Writer) int {
 	var runs []envoyRun
-	for _, version := range versions {
+	for i, version := range p.versions {
 		fmt.Fprintf(stdout, "=== Envoy %s\n", version)
 		env, err := envoyEnvironment(ctx, version, stdout)
 		if err != nil {
 			fmt.Fprintf(stderr, "error: %v\n", err)
 			return 1
 		}
-		s, code := runTests(ctx, args, env, stdout, stderr)
+		s, code := runTests(ctx, p.argsOf(i), env, stdout, stderr)
 		runs = append(runs, envoyRun{version, s, code})
 		if ctx.Err() != nil {
 			break
 		}
 	}
 	writeTable(stdout, runs)
-	if len(runs) < len(versions) || slices.ContainsFunc(runs, func(r envoyRun) bool { return r.code != 0 }) {
+	if len(runs) < len(p.versions) || slices.ContainsFunc(runs, func(r envoyRun) bool { return r.code != 0 }) {
 		return 1
 	}
 	return 0
+}
+
+// argsOf are the arguments of go test for a version. What is skipped on every version is skipped besides: the last -skip counts.
+func (p plan) argsOf(i int) []string {
+	if p.last == "" || i == len(p.versions)-1 {
+		return p.args
+	}
+	skip := p.last
+	if at := slices.Index(p.args, "-skip"); at >= 0 && at+1 < len(p.args) {
+		skip = p.args[at+1] + "|" + skip
+	}
+	packages := slices.IndexFunc(p.args, func(a string) bool { return strings.HasPrefix(a, "./") })
+	if packages < 0 {
+		packages = len(p.args)
+	}
+	return slices.Insert(slices.Clone(p.args), packages, "-skip", skip)
 }
 
 // envoyEnvironment has the tests use a version, which is installed where it is missing. It fails where the executable states another one.

@@ -66,6 +66,32 @@ func TestEachVersionIsRunAndHasALineInTheTable(t *testing.T) {
 	}
 }
 
+func TestWhatAnyEnvoyWouldDoForIsRunOnTheLastOne(t *testing.T) {
+	write(t, "func TestA(t *testing.T) {}\n\nfunc TestB(t *testing.T) {}\n\nfunc TestC(t *testing.T) {}\n\nfunc TestD(t *testing.T) {}")
+	install(t, "1.0.0", "1.0.0")
+	install(t, "2.0.0", "2.0.0")
+	for _, tc := range []struct {
+		name   string
+		args   []string
+		passed []int
+	}{
+		{"beside what is never run", []string{"-envoys", "1.0.0 2.0.0", "-last", "^TestB$|^TestC$", "-count=1", "-skip", "^TestA$", "./..."}, []int{1, 3}},
+		{"alone", []string{"-envoys", "1.0.0 2.0.0", "-last", "^TestB$|^TestC$", "-count=1", "./..."}, []int{2, 4}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var out, errs bytes.Buffer
+			if got := run(tc.args, &out, &errs); got != 0 {
+				t.Fatalf("got exit code %d\n%s%s", got, out.String(), errs.String())
+			}
+			for i, passed := range tc.passed {
+				if want := fmt.Sprintf("\n%d.0.0  %d       0       0        \n", i+1, passed); !strings.Contains(out.String(), want) {
+					t.Errorf("no line %q in\n%s", want, out.String())
+				}
+			}
+		})
+	}
+}
+
 func TestEnvoyThatStatesAnotherVersionIsNotRun(t *testing.T) {
 	write(t, "func TestA(t *testing.T) {}")
 	install(t, "1.0.0", "1.0.1")

@@ -2,7 +2,8 @@
 // package that has passed, the whole output of what has failed, the totals alone on a line, and, last of all, which
 // tests were skipped and why. Its exit code is that of go test.
 //
-// With -envoys "VERSION..." before the arguments it does so once for each version of Envoy, and ends with a table of them.
+// With -envoys "VERSION..." before the arguments it does so once for each version of Envoy, and ends with a table of them. With -last REGEXP behind that, tests that
+// match are run on the last version alone.
 package main
 
 import (
@@ -24,7 +25,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	if len(args) > 2 && args[0] == "-envoys" {
-		return runEnvoys(ctx, strings.Fields(args[1]), args[2:], stdout, stderr)
+		p := plan{versions: strings.Fields(args[1]), args: args[2:]}
+		if len(p.args) > 2 && p.args[0] == "-last" {
+			p.last, p.args = p.args[1], p.args[2:]
+		}
+		return p.run(ctx, stdout, stderr)
 	}
 	_, code := runTests(ctx, args, nil, stdout, stderr)
 	return code

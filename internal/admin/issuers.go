@@ -78,6 +78,9 @@ func (s *Server) issuerHead(ctx context.Context, live Live, c ConfiguredIssuer) 
 	for _, a := range s.Issuer.Issuers() {
 		if a.Issuer == c.Name {
 			out.Up = a.Up
+			if w := a.Stopped; w != nil && out.Hold == nil { // the CA is down
+				out.Hold = &IssuerHold{Reason: w.Message, Until: w.Until.UTC()}
+			}
 		}
 	}
 	account, err := c.CA.Account(ctx)

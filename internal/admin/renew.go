@@ -64,23 +64,12 @@ type renewal struct {
 	out     *json.Encoder
 	flush   func() error
 	begin   time.Time
-	// quiet is told what a rollout does that is waited for; nil says it to the peer.
-	quiet func(text string)
 }
 
 // say sends a line. A peer that went away has no use for an error: its context ends the request.
 func (f *renewal) say(line Renewal) {
 	_ = f.out.Encode(line)
 	_ = f.flush()
-}
-
-// tell says what a rollout does.
-func (f *renewal) tell(text string, again bool) {
-	if f.quiet != nil {
-		f.quiet(text)
-		return
-	}
-	f.say(Renewal{Step: text, Again: again})
 }
 
 func (f *renewal) run(ctx context.Context) (*Renewed, error) {
@@ -133,6 +122,9 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 		})
 		done <- outcome{a, err}
 	}()
+	tick := time.NewTicker(progressInterval)
+	defer tick.Stop()
+	var waits error
 	for {
 		select {
 		case step := <-steps:
@@ -140,14 +132,41 @@ func (f *renewal) issue(ctx context.Context) (issuer.Accepted, error) {
 				f.say(Renewal{Step: string(step)})
 				continue
 			}
+		case <-tick.C:
+			if w := f.waiting(); w != nil {
+				f.say(Renewal{Step: "waits: " + oneLine(w.Message) + ", until " + w.Until.UTC().Format(time.RFC3339), Again: true})
+			}
+			continue
 		case <-begun:
+			if w := f.waiting(); w != nil {
+				waits = f.notYet(w)
+			}
 		case o := <-done:
 			return o.accepted, explain(f.request.Name, o.err)
 		}
 		cancel() // only the wait ends
 		<-done
-		return issuer.Accepted{}, nil
+		return issuer.Accepted{}, waits
 	}
+}
+
+// waiting is what keeps the certificate from being ordered, or nil.
+func (f *renewal) waiting() *issuer.Waiting {
+	for _, st := range f.server.Issuer.Status() {
+		if st.Name == f.request.Name {
+			return st.Waiting
+		}
+	}
+	return nil
+}
+
+// notYet is the answer of a renewal that has not begun, as something keeps it back.
+func (f *renewal) notYet(w *issuer.Waiting) error {
+	hint := "it is ordered by itself then"
+	if !f.request.Force {
+		hint += "; --force orders it now"
+	}
+	return fail(http.StatusConflict, fmt.Sprintf("certificate %q waits until %s: %s", f.request.Name, w.Until.UTC().Format(time.RFC3339), oneLine(w.Message)), hint)
 }
 
 // explain gives the loop's own errors a hint.
@@ -179,6 +198,11 @@ func (f *renewal) describe(ctx context.Context, accepted issuer.Accepted, result
 	return nil
 }
 
+// endedBadly is the answer of a renewal whose rollout did not go through.
+func endedBadly(id uint64, r *rollout.Rollout) error {
+	return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
+}
+
 // await returns when a rollout has ended well.
 func (f *renewal) await(ctx context.Context, id uint64) error {
 	if id == 0 {
@@ -194,12 +218,12 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 		}
 		if text := fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason); text != said {
 			said, asked = text, time.Now()
-			f.tell(text, false)
+			f.say(Renewal{Step: text})
 		}
 		if now := time.Now(); now.Sub(asked) >= progressInterval { // no more often: it looks at every rollout
 			asked = now
 			if left := f.server.left(id); left != "" {
-				f.tell(said+" ("+left+")", true)
+				f.say(Renewal{Step: said + " (" + left + ")", Again: true})
 			}
 		}
 		switch {
@@ -209,7 +233,7 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 			id = r.Joined
 			continue
 		case r.State.Ended():
-			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
+			return endedBadly(id, r)
 		}
 		select {
 		case <-ctx.Done():

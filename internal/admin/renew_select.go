@@ -51,7 +51,7 @@ func (s *Server) selectMany(ctx context.Context, req RenewRequest) (*selected, e
 	selection := issuer.Selection{Names: out.asked.Names, IssuedBy: req.IssuedBy}
 	all := s.Issuer.Plan(selection)
 	if len(all) == 0 {
-		return nil, s.selectsNothing(live, req)
+		return nil, s.selectsNothing(req)
 	}
 	if req.forced() {
 		if err := s.findRun(ctx, out); err != nil {
@@ -92,7 +92,7 @@ func (s *Server) checkMany(live Live, req *RenewRequest) error {
 }
 
 // selectsNothing says what there is instead.
-func (s *Server) selectsNothing(live Live, req RenewRequest) error {
+func (s *Server) selectsNothing(req RenewRequest) error {
 	if req.IssuedBy == "" {
 		return fail(http.StatusNotFound, "no certificate is configured", "add one to certificates")
 	}
@@ -178,7 +178,7 @@ func (s *Server) forecast(of *selected) map[string]budget.Fit {
 	}
 	now, out := time.Now(), map[string]budget.Fit{}
 	for name, list := range wanted {
-		for _, fit := range s.Budget.Ledger(name).Forecast(now, list) {
+		for _, fit := range s.Budget.Of(name).Forecast(now, list) {
 			if fit.At.After(now) {
 				out[fit.Name] = fit
 			}

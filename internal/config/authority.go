@@ -14,8 +14,6 @@ type authority struct {
 	profiles map[string]profile
 	// wildcards, addresses: whether it issues for them. wwwOnly: for one name, and the same with www.
 	wildcards, addresses, wwwOnly bool
-	// sameSet is how many certificates for one exact set of names it issues in a week; 0 where that is not known.
-	sameSet int
 }
 
 // profile is what an authority's profile allows.
@@ -42,7 +40,7 @@ func authorities() []authority {
 	}
 	ninety := map[string]profile{"": {names: maxNames, life: 90 * 24 * time.Hour}}
 	return []authority{
-		{name: "Let's Encrypt", hosts: []string{letsEncryptHost}, profiles: profiles, wildcards: true, addresses: true, sameSet: 5},
+		{name: "Let's Encrypt", hosts: []string{letsEncryptHost}, profiles: profiles, wildcards: true, addresses: true},
 		{name: "Let's Encrypt (staging)", hosts: []string{letsEncryptStagingHost}, profiles: profiles, wildcards: true, addresses: true},
 		{name: "Google Trust Services", hosts: []string{"dv.acme-v02.api.pki.goog", "dv.acme-v02.test-api.pki.goog"}, profiles: ninety, wildcards: true, addresses: true},
 		{name: "ZeroSSL", hosts: []string{"acme.zerossl.com"}, profiles: ninety, wildcards: true},

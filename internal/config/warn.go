@@ -1,12 +1,15 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/issuer/budget"
 )
 
 // mostLeft is the greatest part of a life that can be left at a renewal; see issuer.NextRenewal.
@@ -40,6 +43,11 @@ func (c *Config) warnings(now time.Time, only string) Problems {
 			w.maintenance(fmt.Sprintf("issuers[%d].maintenance", i), is.Maintenance, now)
 		}
 	}
+	for i := range c.Issuers {
+		if only == "" || c.Issuers[i].Name == only {
+			w.limits(i)
+		}
+	}
 	for i := range c.Certificates {
 		for j, name := range c.Certificates[i].Issuers {
 			if only == "" || name == only {
@@ -47,10 +55,17 @@ func (c *Config) warnings(now time.Time, only string) Problems {
 			}
 		}
 	}
-	if len(w.found) == 0 {
-		return nil
+	w.arrange()
+	return w.found
+}
+
+// arrange puts the warnings into the order of the file. Unlike problems, several about one key all count.
+func (w *warner) arrange() {
+	for i := range w.found {
+		at := w.origin.position(w.found[i].Path)
+		w.found[i].Line, w.found[i].column = at.line, at.column
 	}
-	return w.found.arrange(c.origin)
+	slices.SortStableFunc(w.found, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.column, b.column)) })
 }
 
 func (w *warner) add(path, message, hint string) {
@@ -86,7 +101,6 @@ func (w *warner) certificate(i, j int) {
 	if p, ok := a.profileOf(is, c); ok {
 		w.profile(path, c, &a, p)
 	}
-	w.sameSet(i, j, &a)
 }
 
 // names tells which kinds of names an authority does not issue for.
@@ -135,52 +149,45 @@ func (w *warner) profile(path string, c *Certificate, a *authority, p profile) {
 	}
 }
 
-// sameSet tells that a certificate shares the limit for its exact set of names with earlier ones at the same authority. Two that differ in
-// the type of their keys, for one listener, are meant so and fit.
-func (w *warner) sameSet(i, j int, a *authority) {
-	c, set := &w.Certificates[i], nameSet(&w.Certificates[i])
-	var same []string
-	sameKey := false
-	for k := range i {
-		other := &w.Certificates[k]
-		if nameSet(other) == set && slices.ContainsFunc(other.Issuers, func(name string) bool { return w.atSame(name, c.Issuers[j]) }) {
-			same, sameKey = append(same, strconv.Quote(other.Name)), sameKey || other.KeyType == c.KeyType
+// limits tells which limits of an issuer the certificates that are ordered there would meet.
+func (w *warner) limits(at int) {
+	is := &w.Issuers[at]
+	a, _ := authorityOf(is) // without one, no life is known
+	var planned []budget.Planned
+	for i := range w.Certificates {
+		c := &w.Certificates[i]
+		if len(c.Issuers) == 0 || c.Issuers[0] != is.Name {
+			continue
 		}
-	}
-	if a.sameSet == 0 || len(same) == 0 || len(same) == 1 && !sameKey {
-		return
-	}
-	path := fmt.Sprintf("certificates[%d].dns_names", i)
-	if len(c.DNSNames) == 0 {
-		path = fmt.Sprintf("certificates[%d].ip_addresses", i)
-	}
-	w.add(path, fmt.Sprintf("the same names as %s: %s issues %d certificates a week for an exact set of names, for all of them together",
-		strings.Join(same, " and "), a.name, a.sameSet), "a secret can be used in many places: one certificate for each type of key is enough")
-}
-
-// atSame reports whether two issuers have the same directory.
-func (w *warner) atSame(one, other string) bool {
-	directory := func(name string) string {
-		for _, is := range w.Issuers {
-			if is.Name == name {
-				return is.Directory
+		one := budget.Planned{Wanted: budget.Wanted{Name: c.Name, DNSNames: c.DNSNames}, KeyType: c.KeyType}
+		for _, text := range c.IPAddresses {
+			if ip, err := netip.ParseAddr(text); err == nil { // it is: the configuration is valid
+				one.IPAddresses = append(one.IPAddresses, ip)
 			}
 		}
-		return ""
+		if p, ok := a.profileOf(is, c); ok {
+			one.Life, one.Interval = p.life, interval(c, p.life)
+		}
+		planned = append(planned, one)
 	}
-	return one == other || directory(one) == directory(other)
+	for _, text := range budget.Warnings(is.budgetOptions(), planned) {
+		w.add(fmt.Sprintf("issuers[%d]", at), strings.TrimPrefix(text, fmt.Sprintf("issuer %q: ", is.Name)), "what does not fit is ordered later; `sds-server budget` shows what is left")
+	}
 }
 
-// nameSet is the exact set of names of a certificate, whatever their order.
-func nameSet(c *Certificate) string {
-	names := slices.Clone(c.DNSNames)
-	for _, text := range c.IPAddresses {
-		if ip, err := netip.ParseAddr(text); err == nil { // it is: the configuration is valid
-			names = append(names, ip.Unmap().String())
-		}
+func (is *Issuer) budgetOptions() budget.Options {
+	o := budget.Options{Issuer: is.Name, Directory: is.Directory, Share: is.Budget.Share}
+	for _, l := range is.Budget.Limits {
+		o.Limits = append(o.Limits, budget.Limit{Name: l.Name, Burst: l.Burst, Refill: l.Refill})
 	}
-	slices.Sort(names)
-	return strings.Join(names, " ")
+	return o
+}
+
+// interval is how long after a certificate the next one is ordered by our rule.
+func interval(c *Certificate, life time.Duration) time.Duration {
+	before := issuer.RenewBefore{Duration: c.RenewBefore.Duration, Fraction: c.RenewBefore.Percent / 100}
+	from := time.Unix(0, 0)
+	return issuer.NextRenewal(from, from, from.Add(life), before, func() float64 { return 0 }).Sub(from)
 }
 
 // days writes a life as people do.

@@ -11,20 +11,24 @@ import (
 
 // invariants are those of DESIGN 4 that concern this package, each by its name. They look at the controller alone.
 type invariants struct {
-	accepted map[holdID]time.Time       // what was validated, and when it ends
-	last     *secret.Secret             // the newest of them
-	digest   version                    // and its version
-	at       map[string]versions        // by group, at the last look
-	had      map[string]map[holdID]bool // by group, ever
-	held     map[holdID]bool            // held hard at the last look
-	removed  map[string]bool            // names that left the configuration once
-	newest   map[string]version         // by name: the last one of which Accept said that it is stored
-	good     map[*node]versions         // what nodes that refuse something serve, where it was stored then
-	claims   claims
+	accepted map[holdID]time.Time // what was validated, and when it ends
+	last     *secret.Secret       // the newest of them
+	digest   version              // and its version
+	at       map[string]versions  // by group, at the last look
+
+	snapshots map[string]*cache.Snapshot // likewise
+	durable   int64                      // revision of the store when it was compared last
+	had       map[string]map[holdID]bool // by group, ever
+	held      map[holdID]bool            // held hard at the last look
+	removed   map[string]bool            // names that left the configuration once
+	newest    map[string]version         // by name: the last one of which Accept said that it is stored
+	good      map[*node]versions         // what nodes that refuse something serve, where it was stored then
+	claims    claims
 }
 
 func (i *invariants) init() {
 	i.accepted, i.at, i.had = map[holdID]time.Time{}, map[string]versions{}, map[string]map[holdID]bool{}
+	i.snapshots = map[string]*cache.Snapshot{}
 	i.held, i.removed, i.newest, i.good, i.claims = map[holdID]bool{}, map[string]bool{}, map[string]version{}, map[*node]versions{}, claims{}
 }
 
@@ -47,7 +51,12 @@ func (i *invariants) looked(h *history) {
 		i.removed[name] = i.removed[name] || h.gone[name]
 	}
 	for _, g := range h.policy.Groups() {
-		now := versions(maps.Collect(h.mustAt(g).Secrets.All()))
+		at := h.mustAt(g)
+		if i.snapshots[g] == at {
+			continue // nearly always
+		}
+		i.snapshots[g] = at
+		now := versions(maps.Collect(at.Secrets.All()))
 		for name := range i.at[g] {
 			if i.claims.broken(3, now[name] == "" && !i.removed[name]) {
 				h.broken(3, "%s lost %s", g, name)
@@ -134,7 +143,8 @@ func waiting(h *history, versions []cache.Meta, than version) (version, bool) {
 func (i *invariants) settled(h *history) {
 	h.t.Helper()
 	i.stored(h)
-	if !h.c.doubt {
+	if now := h.memory.at(); !h.c.doubt && (now != i.durable || len(h.acts)%4 == 0) {
+		i.durable = now
 		h.checkDurable(i.claims, "the end of an action")
 	}
 	moving := map[string]uint64{}
@@ -185,7 +195,7 @@ func (i *invariants) restarted(h *history, before string) {
 	}
 }
 
-// watches checks that a restart loses little of a watch: 10 s at most, and what lies between two looks. The reference takes over what is left.
+// watches checks that a restart loses little of a watch: 10 s at most, and what the look whose commit failed saw. The reference takes over what is left.
 func (i *invariants) watches(h *history, ref *reference) {
 	h.t.Helper()
 	for _, r := range ref.under() {
@@ -204,7 +214,7 @@ func (i *invariants) watches(h *history, ref *reference) {
 			stored := seconds(have.Watched)
 			tick := Wave{Watch: w.watch.Seconds()}.tick()
 			w.watched += min(time.Since(w.ticked), 2*tick) // the controller may have looked once more
-			if lost := w.watched - stored; i.claims.broken(5, lost < 0 || lost > storeWatched+tick) {
+			if lost := w.watched - stored; i.claims.broken(5, lost < 0 || lost > storeWatched+2*tick) {
 				h.broken(5, "of %s, %s are stored", w.watched, stored)
 			}
 			w.watched, w.ticked = stored, time.Now()

@@ -1,7 +1,6 @@
 package rollout
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -27,6 +26,10 @@ type reference struct {
 	holds    map[holdID]*refHold
 	rollouts []*refRollout // all there ever were
 	ailing   map[string]bool
+
+	faulty  bool // only so many things are done as are allowed
+	allowed int
+	cut     bool // something was not done for that
 }
 
 // refMove is one move of a group that can be taken back.
@@ -153,7 +156,7 @@ func (m *reference) under() []*refRollout {
 func (m *reference) step(now time.Time) {
 	m.now = now
 	for _, name := range slices.Sorted(maps.Keys(m.ailing)) { // another version of what was taken back may wait
-		if m.ailing[name] && m.managed(name) {
+		if m.ailing[name] && m.managed(name) && m.may() {
 			m.heal(name, false)
 		}
 	}
@@ -164,116 +167,43 @@ func (m *reference) step(now time.Time) {
 	for progress := true; progress; {
 		progress = false
 		for _, r := range m.under() {
-			for m.advance(r) {
+			for m.may() && m.advance(r) {
 				progress = true
 			}
 		}
 	}
 }
 
-// retry ends soft holds, the one that expires first goes first (DESIGN 3).
-func (m *reference) retry() {
-	var over []holdID
-	for id, h := range m.holds {
-		if h.kind == Soft && !m.now.Before(h.since.Add(m.policy.RetryAfter)) {
-			over = append(over, id)
-		}
+// may reports whether one more thing that is due may be done, where a fault lets only some be: what the controller stores by one commit is one.
+func (m *reference) may() bool {
+	if m.faulty && m.allowed == 0 {
+		m.cut = true
+		return false
 	}
-	slices.SortFunc(over, func(a, b holdID) int {
-		return cmp.Or(m.meta(a.secret, a.version).NotAfter.Compare(m.meta(b.secret, b.version).NotAfter), strings.Compare(a.secret, b.secret), strings.Compare(string(a.version), string(b.version)))
-	})
-	for _, id := range over {
-		delete(m.holds, id)
-		m.heal(id.secret, true)
-	}
+	m.allowed--
+	return true
 }
 
-// lookBack takes rollouts back that ended a short while ago, where a node refuses now or a handshake fails.
-func (m *reference) lookBack() {
-	if m.now.Before(m.looked.Add(lookBackPause)) {
-		return
-	}
-	m.looked = m.now
-	for _, r := range m.rollouts {
-		if r.state != Done || r.is(Add) || !m.now.Before(r.finished.Add(m.policy.UndoWindow)) {
-			continue
+// halves returns what there is when a step breaks off: with nothing done, with everything, and then with ever more of what is due.
+func (m *reference) halves(now time.Time) []*reference {
+	var all []*reference
+	seen := map[string]bool{}
+	for n := 0; ; n++ {
+		c := m.clone()
+		c.faulty, c.allowed = true, n
+		c.step(now)
+		whole := !c.cut
+		c.faulty, c.cut = false, false
+		if what := c.String(); !seen[what] || whole {
+			seen[what] = true
+			all = append(all, c)
 		}
-		bad := map[string]holdID{}
-		for _, w := range r.waves {
-			for _, g := range w.moved {
-				m.complaints(r, g, bad)
-			}
-		}
-		var names []string
-		for name, id := range bad {
-			if h := m.holds[id]; h == nil || h.kind != Hard {
-				m.hold(name, id.version, Hard, false)
-				names = append(names, name)
-			}
-		}
-		if len(names) > 0 {
-			slices.Sort(names)
-			m.takeBack(r, r.allMoved(), names, RolledBack)
-			if !r.state.Ended() {
-				r.state = Moving
-			}
+		if whole {
+			break
 		}
 	}
-}
-
-func (m *reference) complaints(r *refRollout, group string, bad map[string]holdID) {
-	want := m.servedOf(r, group)
-	blame := func(name string, v version) {
-		if _, known := bad[name]; !known {
-			bad[name] = holdID{name, v}
-		}
-	}
-	for _, n := range m.fleet.Progress(group, want) {
-		if n.Nacked != nil && !r.is(Emergency) {
-			blame(n.Nacked.Secret, n.Nacked.Version)
-		}
-	}
-	for _, name := range m.mismatches(r, group, want) {
-		blame(name, want[name])
-	}
-}
-
-// mismatches names what the background probing has shown to be bad in a group. An older version proves nothing of a node that has refused an emergency, nor
-// of one that need not have ACKed.
-func (m *reference) mismatches(r *refRollout, group string, want versions) []string {
-	var names []string
-	for _, name := range slices.Sorted(maps.Keys(want)) {
-		f, ok := m.prober.Mismatch(group, name, want[name])
-		if !ok || f.Unseen || f.Kind == OldLeaf && r.is(Emergency) {
-			continue
-		}
-		passedOver := m.policy.minAcked() < 100 && slices.ContainsFunc(m.fleet.Progress(group, versions{name: want[name]}), func(n NodeProgress) bool {
-			return n.Node == f.Node && !n.Acked
-		})
-		if f.Kind != OldLeaf || !passedOver {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-// servedOf is what a group serves of what a rollout brings.
-func (m *reference) servedOf(r *refRollout, group string) versions {
-	want := versions{}
-	for name, v := range r.wants() {
-		if have, ok := m.serves[group][name]; ok && have == v {
-			want[name] = v
-		}
-	}
-	return want
-}
-
-func (r *refRollout) allMoved() []string {
-	var all []string
-	for _, w := range r.waves {
-		all = append(all, w.moved...)
-	}
-	return all
+	last := len(all) - 1
+	return append([]*reference{all[0], all[last]}, all[1:max(1, last)]...)
 }
 
 // meta describes a stored version.
@@ -299,87 +229,6 @@ func (m *reference) atLeast(name string, v, than version) bool {
 	return false
 }
 
-// lastPart reports whether a version has under 1/20 of its life left, and whether it has ended.
-func (m *reference) lastPart(name string, v version) (last, ended bool) {
-	one := m.meta(name, v)
-	if one.NotAfter.IsZero() {
-		return false, false
-	}
-	return !m.now.Before(one.NotAfter.Add(-one.NotAfter.Sub(one.NotBefore) / 20)), one.Ended(m.now)
-}
-
-// rescue lets the deadline beat the policy (DESIGN 4.11): what is nearly over is replaced in all groups at once, by the newest version
-// that is valid and that no handshake has shown to be bad, or by that one too where what is served has ended.
-func (m *reference) rescue() {
-	for _, name := range slices.Sorted(maps.Keys(m.stored)) {
-		waits := m.onItsWay(name) || slices.ContainsFunc(m.stored[name], func(one cache.Meta) bool { return m.isHeld(name, one.Version) })
-		for _, free := range []bool{true, false} { // what nobody holds comes first
-			i := slices.IndexFunc(m.stored[name], func(one cache.Meta) bool { return m.rescues(one, free) })
-			if i >= 0 && waits && m.helps(m.stored[name][i]) {
-				m.propose(refIntent{secret: name, version: m.stored[name][i].Version, now: true})
-				break
-			}
-		}
-	}
-	for _, r := range m.under() { // what is left of a train has deadlines of its own
-		if !r.deadline.IsZero() && !m.now.Before(r.deadline) {
-			r.deadline = time.Time{}
-			for _, c := range r.live() {
-				for _, g := range m.policy.Groups() {
-					if have := m.serves[g][c.secret]; have != c.to {
-						if last := m.lastPartAt(c.secret, have); m.now.Before(last) {
-							r.deadline = sooner(r.deadline, last)
-						}
-					}
-				}
-			}
-		}
-	}
-}
-
-// rescues reports whether a version may be served where nothing else is left: free ones are not held.
-func (m *reference) rescues(one cache.Meta, free bool) bool {
-	h := m.holds[holdID{one.Name, one.Version}]
-	if one.Ended(m.now) || free && h != nil {
-		return false
-	}
-	return h == nil || !h.handshake || slices.ContainsFunc(m.policy.Groups(), func(g string) bool {
-		have, ok := m.serves[g][one.Name]
-		_, ended := m.lastPart(one.Name, have)
-		return ok && have != one.Version && ended
-	})
-}
-
-// helps reports whether a group serves an older version that is nearly over, and this one lasts longer.
-func (m *reference) helps(one cache.Meta) bool {
-	dying := false
-	var end time.Time
-	for _, g := range m.policy.Groups() {
-		if have, ok := m.serves[g][one.Name]; ok && have != one.Version && !m.atLeast(one.Name, have, one.Version) {
-			last, _ := m.lastPart(one.Name, have)
-			dying, end = dying || last, sooner(end, m.meta(one.Name, have).NotAfter)
-		}
-	}
-	return dying && (one.NotAfter.IsZero() || end.Before(one.NotAfter))
-}
-
-// lastPartAt is when the last 1/20 of a version's life begins; zero: never.
-func (m *reference) lastPartAt(name string, v version) time.Time {
-	one := m.meta(name, v)
-	if one.NotAfter.IsZero() {
-		return time.Time{}
-	}
-	return one.NotAfter.Add(-one.NotAfter.Sub(one.NotBefore) / 20)
-}
-
-// onItsWay reports whether a rollout under way brings a secret, and not as an emergency.
-func (m *reference) onItsWay(name string) bool {
-	return slices.ContainsFunc(m.under(), func(r *refRollout) bool {
-		_, ok := r.brings(name)
-		return ok && !r.is(Emergency) && !r.is(Add) && !r.is(Remove)
-	})
-}
-
 // hold keeps a version back. A hold is not weakened.
 func (m *reference) hold(name string, v version, kind HoldKind, handshake bool) {
 	have := m.holds[holdID{name, v}]
@@ -390,6 +239,12 @@ func (m *reference) hold(name string, v version, kind HoldKind, handshake bool) 
 		return
 	}
 	m.holds[holdID{name, v}] = &refHold{kind: kind, since: m.now, handshake: handshake}
+}
+
+func (m *reference) holdAll(r *refRollout, kind HoldKind) {
+	for _, c := range r.live() {
+		m.hold(c.secret, c.to, kind, false)
+	}
 }
 
 func (m *reference) isHeld(name string, v version) bool { return m.holds[holdID{name, v}] != nil }
@@ -430,105 +285,67 @@ func (m *reference) move(group string, change versions, rollout int, direction c
 	m.redate(slices.Collect(maps.Keys(move.to)))
 }
 
-// takeBack takes secrets of a rollout back in groups. What is left of the rollout goes on.
-func (m *reference) takeBack(r *refRollout, groups, names []string, end State) {
-	was := r.wants()
-	r.leave(names)
-	for _, name := range names {
-		m.ailing[name] = m.ailing[name] || was[name] != ""
+// String tells what there is, in words that can be compared.
+func (m *reference) String() string {
+	var p picture
+	for _, g := range m.policy.Groups() {
+		p.group(g, m.serves[g])
 	}
-	for _, g := range groups {
-		back, keep := versions{}, -1
-		for _, name := range slices.Sorted(maps.Keys(was)) {
-			v := was[name]
-			if !slices.Contains(names, name) || m.serves[g][name] != v {
-				continue
-			}
-			to, by, ok := m.earlierVersion(g, name, v)
-			if !ok {
-				continue
-			}
-			back[name] = to
-			if by == len(m.moves[g])-1 && m.moves[g][by].rollout == r.id {
-				keep = by
-			}
+	for _, r := range m.rollouts {
+		waves := make([]string, 0, len(r.waves))
+		for _, w := range r.waves {
+			waves = append(waves, strings.Join(w.groups, "+")+" "+string(w.state))
 		}
-		if keep >= 0 && len(r.live()) == 0 {
-			m.move(g, back, r.id, cache.Back, keep)
-		} else {
-			m.move(g, back, r.id, cache.Beside, 0)
-		}
+		p.rollout(r.id, r.state, r.wave, waves, r.wants())
 	}
-	if len(r.live()) > 0 {
-		return
+	for id, h := range m.holds {
+		p.hold(id, h.kind, h.handshake)
 	}
-	if w := r.current(); w.moving() {
-		w.state = RolledBack
-	}
-	m.end(r, end)
+	return p.String()
 }
 
-// earlierVersion is the newest version in a group's history before one that is stored, neither expired nor held, was carried
-// through, and is not in the last part of its life; one that was not, or is, comes only after those, and last one that is held though a deadline has brought it. It returns also which move brought the one that is left.
-func (m *reference) earlierVersion(group, name string, v version) (to version, by int, ok bool) {
-	by = -1
-	var spare, rescued *version
-	moves := m.moves[group]
-	look := v
-	candidate := false
-	for i, one := range slices.Backward(moves) {
-		if brought, ok := one.to[name]; !ok || brought != look {
-			continue
+// clone is another reference that goes on from here.
+func (m *reference) clone() *reference {
+	c := *m
+	c.stored, c.serves, c.moves, c.holds = map[string][]cache.Meta{}, map[string]versions{}, map[string][]refMove{}, map[holdID]*refHold{}
+	for name, all := range m.stored {
+		c.stored[name] = slices.Clone(all)
+	}
+	for g, at := range m.serves {
+		c.serves[g] = maps.Clone(at)
+	}
+	for g, moves := range m.moves {
+		c.moves[g] = slices.Clone(moves)
+	}
+	for id, h := range m.holds {
+		c.holds[id] = new(*h)
+	}
+	c.rollouts, c.ailing = nil, maps.Clone(m.ailing)
+	for _, r := range m.rollouts {
+		next := new(*r)
+		next.change, next.waves = nil, nil
+		for _, one := range r.change {
+			next.change = append(next.change, new(*one))
 		}
-		if candidate && m.usable(name, look) { // this move brought the candidate
-			if last, _ := m.lastPart(name, look); !last && m.carriedThrough(group, name, one.rollout) {
-				return look, by, true
-			}
-			if spare == nil {
-				spare = new(look)
-			}
+		for _, one := range r.waves {
+			w := new(*one)
+			w.members = maps.Clone(one.members)
+			next.waves = append(next.waves, w)
 		}
-		if candidate && rescued == nil && m.rescued(group, name, look, one.rollout) {
-			rescued = new(look)
+		c.rollouts = append(c.rollouts, next)
+	}
+	c.fleet = &fleet{}
+	for _, one := range m.fleet.nodes {
+		n := new(*one)
+		n.sent, n.sentAt, n.acked = maps.Clone(n.sent), maps.Clone(n.sentAt), maps.Clone(n.acked)
+		n.serves, n.received = maps.Clone(n.serves), maps.Clone(n.received)
+		n.nacked = map[string]map[version]bool{}
+		for name, all := range one.nacked {
+			n.nacked[name] = maps.Clone(all)
 		}
-		if by < 0 {
-			by = i
-		}
-		look, candidate = one.from[name], true
+		c.fleet.nodes = append(c.fleet.nodes, n)
 	}
-	if last, _ := m.lastPart(name, look); candidate && m.usable(name, look) && (!last || spare == nil) { // nothing that is remembered brought it
-		return look, by, true
-	}
-	if spare == nil {
-		spare = rescued
-	}
-	if spare != nil {
-		return *spare, by, true
-	}
-	return "", by, false
-}
-
-// rescued reports whether a version that is held is valid, no handshake has shown it to be bad, and a deadline has brought it to the group.
-func (m *reference) rescued(group, name string, v version, rollout int) bool {
-	h, one := m.holds[holdID{name, v}], m.meta(name, v)
-	return h != nil && !h.handshake && one.Version == v && !one.Ended(m.now) && rollout > 0 && m.rollouts[rollout-1].is(Emergency) &&
-		m.carriedThrough(group, name, rollout)
-}
-
-func (m *reference) carriedThrough(group, name string, rollout int) bool {
-	if rollout == 0 {
-		return true
-	}
-	r := m.rollouts[rollout-1]
-	for _, c := range r.change {
-		if c.secret == name && c.left {
-			return false
-		}
-	}
-	for _, w := range r.waves {
-		if w.holds(group) {
-			return w.state == Done
-		}
-	}
-	return true
+	c.prober = new(*m.prober)
+	c.prober.fleet = c.fleet
+	return &c
 }

@@ -201,11 +201,11 @@ func TestWhatTheCADoesNotCountIsReturned(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, testenv.PebbleOptions{})
 			l := &ledger{}
-			i := f.counted(l, func(o *Options) { o.OrderTimeout = 5 * time.Second })
+			i := f.counted(l, nil)
 			if _, err := i.ensureAccount(f.Ready(), ""); err != nil {
 				t.Fatal(err)
 			}
-			i = f.counted(l, func(o *Options) { o.OrderTimeout = 5 * time.Second }) // without nonces
+			i = f.counted(l, func(o *Options) { o.OrderTimeout = 20 * time.Second }) // without nonces
 			l.want(t, "account", "spend account")
 			f.respond(tt.kind, every, tt.answer)
 			if _, err := i.Obtain(f.Ready(), request("a.example")); err == nil {
@@ -267,6 +267,71 @@ func TestFailedValidationIsCountedOnceForEachName(t *testing.T) {
 	l.want(t, "crash", "spend order a.example")
 	f.obtain(f.counted(l, nil), request("a.example"))
 	l.want(t, "after the crash", "spend failed_authorization a.example", "return certificate a.example", "spend order a.example")
+}
+
+// TestOnlyTheNameThatFailedIsCounted has two names, of which one is answered.
+func TestOnlyTheNameThatFailedIsCounted(t *testing.T) {
+	t.Parallel()
+	port, err := testenv.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t, testenv.PebbleOptions{HTTPPort: port})
+	f.serveChallenges(port, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.Host, "b.example") {
+			http.NotFound(w, r)
+			return
+		}
+		f.responder.ServeHTTP(w, r)
+	}))
+	valid := make(chan struct{}) // the order is asked for only when both validations have come to an end
+	f.proxy.SetRespond(func(kind testenv.Kind, _ http.ResponseWriter, r *http.Request) bool {
+		if kind == testenv.KindOrder {
+			select {
+			case <-valid:
+			case <-r.Context().Done():
+			}
+		}
+		return false
+	})
+	go func() {
+		defer close(valid)
+		_ = testenv.Eventually(f.Context(), func(context.Context) error { // the test fails by what comes after
+			if log := f.pebble.LogTail(1000); !strings.Contains(log, "set VALID") || !strings.Contains(log, "set INVALID") {
+				return errors.New("validation is under way")
+			}
+			return nil
+		})
+	}()
+	l := &ledger{}
+	_, err = f.counted(l, nil).Obtain(f.Ready(), request("a.example", "b.example"))
+	if e := wantKind(t, err, issuer.KindValidation); e.Identifier != "b.example" {
+		t.Errorf("got identifier %q, want b.example", e.Identifier)
+	}
+	l.want(t, "two names", "spend account", "spend order a.example+b.example", "spend failed_authorization b.example",
+		"return certificate a.example+b.example")
+}
+
+func TestCertificateThatTheCAIssuedIsNotReturned(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	l := &ledger{}
+	_, err := f.counted(l, func(o *Options) { o.RootsFile = "" }).Obtain(f.Ready(), request("a.example"))
+	wantKind(t, err, issuer.KindRejected, "untrusted")
+	l.want(t, "a chain that is refused", "spend account", "spend order a.example")
+}
+
+func TestDroppedOrderIsReturned(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	l := &ledger{}
+	budget := func(o *Options) { o.Budget = l }
+	defer f.crashAtRequest(testenv.KindAuthz, testenv.Before, budget).Release()
+	l.want(t, "placed", "spend account", "spend order a.example")
+	f.obtain(f.issuer(budget), request("a.example", "b.example"))
+	l.want(t, "other names before finalize", "return certificate a.example", "spend order a.example+b.example")
+	f.obtain(f.issuer(budget), request("a.example"))
+	l.want(t, "other names after it", "spend order a.example")
 }
 
 func TestOrderOfAnotherIssuerIsNotReturnedHere(t *testing.T) {
@@ -492,4 +557,18 @@ func (f *fixture) crashAtWrite(n int, durable bool, change func(*Options)) {
 		f.Errorf("got %v, want the store's error in it", err)
 	}
 	f.store.Hook(nil, nil)
+}
+
+// TestOrderThatIsFoundTooLateReturnsNothing has a server that was down for longer than the budget can tell uses apart.
+func TestOrderThatIsFoundTooLateReturnsNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	l := &ledger{}
+	f.respond(testenv.KindNewOrder, 1, reset)
+	_, err := f.counted(l, nil).Obtain(f.Ready(), request("a.example"))
+	wantKind(t, err, issuer.KindTemporary)
+	l.want(t, "reset", "spend account", "spend order a.example")
+	f.changeOrder(func(o *order) { o.Created = o.Created.Add(-longestCounted) })
+	f.obtain(f.counted(l, nil), request("a.example"))
+	l.want(t, "late", "spend order a.example")
 }

@@ -290,7 +290,7 @@ func faultsOfAccounts() []fault {
 			restart(f)
 		}, orders: 2, certificates: 2},
 		{name: "account and order unknown (Pebble restarted before finalize)", begin: func(f *fixture) {
-			hold := f.crashAtRequest(testenv.KindFinalize, testenv.Before)
+			hold := f.crashAtRequest(testenv.KindFinalize, testenv.Before, nil)
 			f.Cleanup(hold.Release)
 			restart(f)
 		}, orders: 2},
@@ -341,6 +341,28 @@ func validationProblem(problemType string) func(*fixture) {
 			testenv.ReplaceBody(resp, bytes.ReplaceAll(body, []byte(problemPrefix+"unauthorized"), []byte(problemPrefix+problemType)))
 			return err
 		})
+	}
+}
+
+// TestAnswersStayWhileTheReasonIsLookedFor keeps what the CA says from being our own doing.
+func TestAnswersStayWhileTheReasonIsLookedFor(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	status("invalid")(f)
+	pending := make(chan int, 10)
+	f.proxy.SetRespond(func(kind testenv.Kind, _ http.ResponseWriter, _ *http.Request) bool {
+		if kind == testenv.KindAuthz {
+			pending <- f.responder.Pending()
+		}
+		return false
+	})
+	_, err := f.issuer(nil).Obtain(f.Ready(), request("a.example"))
+	wantKind(t, err, issuer.KindRejected, "no reason")
+	if before, then := <-pending, <-pending; before != 0 || then != 1 {
+		t.Errorf("got %d answers before the challenge and %d while the reason is looked for, want none and 1", before, then)
+	}
+	if n := f.responder.Pending(); n != 0 {
+		t.Errorf("%d answers are left", n)
 	}
 }
 

@@ -155,7 +155,7 @@ func TestCrashAtEachRequest(t *testing.T) {
 			if tt.lost {
 				f.loseURL(request("a.example"))
 			}
-			hold := f.crashAtRequest(tt.kind, tt.point)
+			hold := f.crashAtRequest(tt.kind, tt.point, nil)
 			defer hold.Release() // not before: the request of a dead process must not go on
 			s := f.obtain(f.issuer(nil), request("a.example"))
 			f.wantOneCertificate(s)
@@ -170,13 +170,13 @@ func TestCrashAtEachRequest(t *testing.T) {
 }
 
 // crashAtRequest ends an Obtain at the next request of a kind, and returns what still holds the request.
-func (f *fixture) crashAtRequest(kind testenv.Kind, point testenv.Point) *testenv.Hold {
+func (f *fixture) crashAtRequest(kind testenv.Kind, point testenv.Point, change func(*Options)) *testenv.Hold {
 	f.Helper()
 	hold := f.proxy.Hold(kind, point)
 	ctx, crash := context.WithCancel(f.Context())
 	defer crash()
 	done := make(chan error, 1)
-	i := f.issuer(nil)
+	i := f.issuer(change)
 	go func() {
 		_, err := i.Obtain(ctx, request("a.example"))
 		done <- err

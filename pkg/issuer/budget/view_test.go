@@ -16,7 +16,7 @@ import (
 func TestLimitsShowsWhatIsLeftLowestFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // it is 2000-01-01
 		b := openBook(t, openStore(t), Options{Issuer: "le", Directory: production}, Options{Issuer: "other", Directory: production}, Options{Issuer: "free", Directory: private})
-		l := b.Ledger("le")
+		l := b.Of("le")
 		for range 4 {
 			mustSpend(t, l, order("www.example.com"))
 		}
@@ -45,10 +45,10 @@ func TestLimitsShowsWhatIsLeftLowestFirst(t *testing.T) {
 		if got, want := strings.Join(limits, ","), "new_orders ,registered_domain example.com,exact_set www.example.com,failed_authorizations ,consecutive_failures ,new_accounts "; got != want {
 			t.Errorf("scarcest %s, want %s", got, want)
 		}
-		if got := b.Ledger("other").Limits(now); len(got) != 8 || got[4].Limit != NewOrders || got[4].Available != 300 {
+		if got := b.Of("other").Limits(now); len(got) != 8 || got[4].Limit != NewOrders || got[4].Available != 300 {
 			t.Errorf("the other account sees %+v, want the shared limits and its own orders", got)
 		}
-		if got := b.Ledger("free").Limits(now); len(got) != 0 {
+		if got := b.Of("free").Limits(now); len(got) != 0 {
 			t.Errorf("a CA that is not known has limits: %+v", got)
 		}
 	})
@@ -62,7 +62,7 @@ func TestForecastComesTrue(t *testing.T) {
 			options := Options{Issuer: "le", Directory: production, Limits: []Limit{
 				{NewOrders, 12, 10 * time.Minute}, {RegisteredDomain, 6, time.Hour}, {ExactSet, 2, 34 * time.Hour},
 			}}
-			l := openBook(t, openStore(t), options).Ledger("le")
+			l := openBook(t, openStore(t), options).Of("le")
 			var wanted []Wanted
 			for i := range 60 {
 				w := Wanted{Name: fmt.Sprint("c", i), DNSNames: []string{fmt.Sprintf("n%d.example%d.com", r.IntN(40), r.IntN(5))}}
@@ -133,7 +133,7 @@ func TestForecastChangesNothing(t *testing.T) {
 }
 
 func TestForecastThatNeverEndsIsCut(t *testing.T) {
-	l := openBook(t, openStore(t), Options{Issuer: "x", Directory: private, Limits: []Limit{{NewOrders, 1, LongestFill}}}).Ledger("x")
+	l := openBook(t, openStore(t), Options{Issuer: "x", Directory: private, Limits: []Limit{{NewOrders, 1, LongestFill}}}).Of("x")
 	fits := l.Forecast(time.Now(), []Wanted{{Name: "a", DNSNames: []string{"a.example.com"}}, {Name: "b", DNSNames: []string{"b.example.com"}}})
 	if fits[0].Limit != "" || fits[1].Limit != NewOrders || fits[1].At.Year() != 2100 {
 		t.Errorf("forecast %+v, want the first now and the second never", fits)
@@ -160,6 +160,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"nothing", Options{Directory: production}, []Planned{one("a", 90*day, 60*day, "a.example.com"), one("b", 160*time.Hour, 80*time.Hour, "b.example.com")}, nil},
 		{"duplicates", Options{Directory: production}, []Planned{one("a", 0, 0, "x.example.com", "y.example.com"), one("b", 0, 0, "Y.example.com", "x.example.com")}, []string{"the certificates a, b are for exactly the same names and share the 5 of exact_set"}},
+		{"two types of keys", Options{Directory: production}, []Planned{{Wanted: Wanted{Name: "a", DNSNames: []string{"x.example.com"}}, KeyType: "rsa-2048"}, {Wanted: Wanted{Name: "b", DNSNames: []string{"x.example.com"}}, KeyType: "ecdsa-p256"}}, nil},
 		{"one domain", Options{Directory: production}, many, []string{"45 certificates for example.com and the names below it are more than the 40 of registered_domain that ordinary work may have at once: the last is issued 21.0 h after the first"}},
 		{"many orders", Options{Directory: production}, fleet, []string{"300 certificates are more than the 240 orders of new_orders that ordinary work may place at once: the last is ordered 45 min after"}},
 		{"a minute", Options{Directory: production}, []Planned{one("a", time.Minute, 30*time.Second, "a.example.com")}, []string{"certificate a would be ordered every 30 s (they are valid for 60 s) in the long run, and exact_set of Let's Encrypt allows ordinary work one every 42.5 h"}},

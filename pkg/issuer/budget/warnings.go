@@ -11,6 +11,8 @@ import (
 // Planned is a configured certificate, as far as the limits of its CA are concerned.
 type Planned struct {
 	Wanted
+	// KeyType is that of its key: certificates for the same names with different types are meant so.
+	KeyType string
 	// Life is how long one is valid, Interval how long after one the next is ordered; 0 where that is not known.
 	Life, Interval time.Duration
 }
@@ -82,11 +84,7 @@ func (w *warner) perSet() {
 	l := w.limits[ExactSet]
 	for _, set := range slices.SortedFunc(maps.Keys(w.sets), func(a, b string) int { return strings.Compare(w.sets[a][0].Name, w.sets[b][0].Name) }) {
 		of := w.sets[set]
-		if len(of) > 1 {
-			names := make([]string, 0, len(of))
-			for _, c := range of {
-				names = append(names, c.Name)
-			}
+		for _, names := range duplicates(of) {
 			text := fmt.Sprintf("the certificates %s are for exactly the same names; one of them would do for all", setLabel(names))
 			if l != nil {
 				text = fmt.Sprintf("the certificates %s are for exactly the same names and share the %d of %s; one of them would do for all", setLabel(names), l.all.burst, ExactSet)
@@ -97,6 +95,21 @@ func (w *warner) perSet() {
 			w.longRun(ExactSet, "certificate "+of[0].Name, l, of)
 		}
 	}
+}
+
+// duplicates are the names of certificates that do not differ in the type of their keys either.
+func duplicates(of []Planned) [][]string {
+	byType := map[string][]string{}
+	for _, c := range of {
+		byType[c.KeyType] = append(byType[c.KeyType], c.Name)
+	}
+	var out [][]string
+	for _, keyType := range slices.Sorted(maps.Keys(byType)) {
+		if names := byType[keyType]; len(names) > 1 {
+			out = append(out, names)
+		}
+	}
+	return out
 }
 
 // longRun warns where renewals come faster than the limit is refilled for ordinary work. Renewals inside of the window that the CA suggests

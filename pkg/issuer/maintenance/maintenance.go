@@ -278,9 +278,8 @@ func (m *Monitor) look(ctx context.Context, p *watched) {
 	if ctx.Err() != nil {
 		return
 	}
-	lines := m.learn(p, said, err)
-	for _, l := range lines {
-		m.options.Logger.LogAttrs(ctx, l.level, l.message, l.attrs...)
+	for _, say := range m.learn(ctx, p, said, err) {
+		say()
 	}
 	select {
 	case m.wake <- struct{}{}:
@@ -288,42 +287,34 @@ func (m *Monitor) look(ctx context.Context, p *watched) {
 	}
 }
 
-// line is for the log, which is not written under the lock.
-type line struct {
-	level   slog.Level
-	message string
-	attrs   []slog.Attr
-}
-
-// learn takes over an answer, or that there was none, and returns what is to be said about it: each change once.
-func (m *Monitor) learn(p *watched, said Report, err error) (lines []line) {
+// learn takes over an answer, or that there was none, and returns what is to be said about it when the lock is free: each change once.
+func (m *Monitor) learn(ctx context.Context, p *watched, said Report, err error) (say []func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now().Round(0)
 	p.looking = false
 	p.next = now.Add(time.Duration(float64(m.options.Interval) * (1 + jitter*(2*m.options.Random()-1))))
-	who := []slog.Attr{slog.Any("issuers", m.users(p.URL)), slog.String("url", redacted(p.URL))}
-	say := func(level slog.Level, message string, attrs ...slog.Attr) {
-		lines = append(lines, line{level, message, append(slices.Clone(who), attrs...)})
-	}
+	log := m.options.Logger.With("issuers", m.users(p.URL), "url", redacted(p.URL))
 	if err != nil {
 		if p.Failure == "" {
-			say(slog.LevelWarn, "the status page of a CA cannot be read: it holds no renewals", slog.String("err", err.Error()))
+			say = append(say, func() {
+				log.WarnContext(ctx, "the status page of a CA cannot be read: it holds no renewals", "err", err)
+			})
 		}
 		p.Failure = err.Error()
-		return lines
+		return say
 	}
 	if p.Failure != "" {
-		say(slog.LevelInfo, "the status page of a CA can be read again")
+		say = append(say, func() { log.InfoContext(ctx, "the status page of a CA can be read again") })
 	}
 	before := p.Trouble
 	p.Failure, p.At, p.Trouble, p.Announced = "", now, said.Trouble, said.Announced
 	if p.Trouble == "" {
 		p.Since, p.ignored = time.Time{}, false
 		if before != "" {
-			say(slog.LevelInfo, "the status page of a CA reports no trouble any more")
+			say = append(say, func() { log.InfoContext(ctx, "the status page of a CA reports no trouble any more") })
 		}
-		return lines
+		return say
 	}
 	if before == "" {
 		p.Since = now
@@ -331,16 +322,21 @@ func (m *Monitor) learn(p *watched, said Report, err error) (lines []line) {
 	if !said.Since.IsZero() && said.Since.Before(p.Since) {
 		p.Since = said.Since
 	}
-	switch old := !now.Before(p.Since.Add(MaxHold)); {
+	since, trouble := p.Since, p.Trouble
+	switch old := !now.Before(since.Add(MaxHold)); {
 	case old && !p.ignored:
 		p.ignored = true
-		say(slog.LevelWarn, "the status page of a CA has reported trouble for too long: it is ignored until it reports that all is well",
-			slog.String("trouble", p.Trouble), slog.Time("since", p.Since), slog.Duration("longest", MaxHold))
-	case !old && before != p.Trouble:
-		say(slog.LevelWarn, "the status page of a CA reports trouble: ordinary renewals there wait", slog.String("trouble", p.Trouble),
-			slog.Time("since", p.Since), slog.Time("at_most_until", p.Since.Add(MaxHold)))
+		say = append(say, func() {
+			log.WarnContext(ctx, "the status page of a CA has reported trouble for too long: it is ignored until it reports that all is well",
+				"trouble", trouble, "since", since, "longest", MaxHold)
+		})
+	case !old && before != trouble:
+		say = append(say, func() {
+			log.WarnContext(ctx, "the status page of a CA reports trouble: ordinary renewals there wait", "trouble", trouble, "since", since,
+				"at_most_until", since.Add(MaxHold))
+		})
 	}
-	return lines
+	return say
 }
 
 // users are the issuers of a page; mu is held.

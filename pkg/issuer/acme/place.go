@@ -11,9 +11,9 @@ import (
 	"github.com/sds-server/sds-server/pkg/issuer"
 )
 
-// placeOrder asks for a new order; it also returns what the CA said of it. In this order: the budget is asked, key and request are stored, newOrder is
-// sent, the URL is stored. So a crash costs at most a token of the budget, and one after the CA has accepted the order leaves what
-// takeUp needs.
+// placeOrder asks for a new order; it also returns what the CA said of it. In this order: the budget is asked, key and request are
+// stored, newOrder is sent, the URL is stored. So a crash costs at most a token of the budget, and one after the CA has accepted the
+// order leaves what takeUp needs.
 func (i *Issuer) placeOrder(ctx context.Context, request issuer.Request) (*order, *legoacme.Order, error) {
 	request.Progress(issuer.StepOrdering)
 	o, err := i.newRecord(request)

@@ -21,7 +21,7 @@ func batchCounts(b admin.RenewBatch) string {
 	for _, p := range []struct {
 		n    int
 		text string
-	}{{b.Ordering, "under way or in the queue"}, {b.Waiting, "waiting"}, {b.Failed, "failed"}, {b.NotDue, "not due"}} {
+	}{{b.Issued, "issued and on the way"}, {b.Ordering, "under way or in the queue"}, {b.Waiting, "waiting"}, {b.Failed, "failed"}, {b.NotDue, "not due"}} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.text))
 		}

@@ -16,9 +16,9 @@ import (
 )
 
 const (
-	batchShape = `{"over":true,"total":1,"done":1,"ordering":1,"waiting":1,"failed":1,"not_due":1,"since":"","already":1,"step":"","until":"",
+	batchShape = `{"over":true,"total":1,"done":1,"issued":1,"ordering":1,"waiting":1,"failed":1,"not_due":1,"since":"","already":1,"step":"","until":"",
 		"later":[{"name":"","at":"","limit":"","scope":""}],
-		"certificates":[{"name":"","state":"done|ordering|waiting|failed|not_due","version":"","rollout":1,"message":"","until":""}],"seconds":0.0}`
+		"certificates":[{"name":"","state":"done|issued|ordering|waiting|failed|not_due","version":"","rollout":1,"message":"","until":""}],"seconds":0.0}`
 	planShape = `{"since":"","already":1,"not_due":1,"certificates":[{"name":"","position":1,"issuer":"","issued_by":"","not_after":"","due":"","urgent":true,
 		"at":"","limit":"","scope":"","hold":""}]}`
 )
@@ -288,6 +288,51 @@ func TestAnInterruptedRenewalOfManyGoesOn(t *testing.T) {
 	b.json(&batch, "renew", "--all", "--force", "--wait")
 	if batch.Total != n || batch.Done != n || batch.Since != nil {
 		t.Errorf("anew: %+v", batch)
+	}
+}
+
+// TestRenewManyWaitsForEveryWave waits for a promotion, and for a rollout that is aborted.
+func TestRenewManyWaitsForEveryWave(t *testing.T) {
+	t.Parallel()
+	_, s := pebble(t, settings{Certs: []string{"a.example", "b.example"}, Manual: true})
+	b := newBox(t, s)
+	b.start()
+	b.allOK(2)
+	r := b.run("renew", "a.example", "b.example", "--force", "--wait", "--timeout", "3s")
+	if r.code != 1 || !strings.Contains(r.errs, "not everything is in every wave: 0 of 2 done, 2 issued and on the way; rollout ") {
+		t.Errorf("exit %d: %s%s", r.code, r.out, r.errs)
+	}
+	var before admin.Status
+	b.json(&before, "status")
+	waiting := make(chan result, 1)
+	go func() { waiting <- b.run("renew", "--all", "--force", "--again", "--wait", "-o", "json") }()
+	var last uint64
+	b.status(func(s admin.Status) error { // those of the first time are superseded; the two may travel in one
+		for _, r := range s.Rollouts {
+			if r.ID <= before.Rollouts[len(before.Rollouts)-1].ID || r.State != "waiting" {
+				return fmt.Errorf("rollouts %v, want new ones that wait", s.Rollouts)
+			}
+			last = r.ID
+		}
+		if v := b.versionsOf(); v["a.example"] != 3 || v["b.example"] != 3 || last == 0 {
+			return fmt.Errorf("versions %v, want 3 of each", v)
+		}
+		return nil
+	})
+	var aborted admin.Rollouts
+	b.json(&aborted, "rollout", "status", fmt.Sprint(last))
+	lost := len(aborted.Rollouts[0].Change)
+	b.ok("rollout", "abort", fmt.Sprint(last), "--reason", "to see it")
+	b.run("promote", "--group", "production") // what is left
+	r = <-waiting
+	var batch admin.RenewBatch
+	if err := json.Unmarshal([]byte(r.out), &batch); err != nil || r.code != 1 || batch.Done != 2-lost || batch.Failed != lost {
+		t.Errorf("exit %d, %v: want %d failed: %s%s", r.code, err, lost, r.out, r.errs)
+	}
+	for _, c := range batch.Certificates {
+		if c.State == "failed" && (c.Version == nil || !strings.Contains(*c.Message, "aborted")) {
+			t.Errorf("got %+v, want a version, and that its rollout was aborted", c)
+		}
 	}
 }
 

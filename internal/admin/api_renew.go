@@ -46,6 +46,7 @@ type RenewBatch struct {
 	Over     bool `json:"over"` // the last line; the others have no certificates
 	Total    int  `json:"total"`
 	Done     int  `json:"done"`     // issued; in every wave where that is waited for
+	Issued   int  `json:"issued"`   // on the way to every wave, where that is waited for
 	Ordering int  `json:"ordering"` // under way, or in the queue
 	Waiting  int  `json:"waiting"`  // for the budget, or for a CA that is down
 	Failed   int  `json:"failed"`
@@ -73,7 +74,7 @@ type RenewLater struct {
 // RenewedCertificate is one of a batch.
 type RenewedCertificate struct {
 	Name    string     `json:"name"`
-	State   string     `json:"state"` // done, ordering, waiting, failed, not_due
+	State   string     `json:"state"` // done, issued, ordering, waiting, failed, not_due
 	Version *string    `json:"version"`
 	Rollout *uint64    `json:"rollout"`
 	Message *string    `json:"message"` // why it waits, or has failed

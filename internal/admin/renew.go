@@ -64,23 +64,12 @@ type renewal struct {
 	out     *json.Encoder
 	flush   func() error
 	begin   time.Time
-	// quiet is told what a rollout does that is waited for; nil says it to the peer.
-	quiet func(text string)
 }
 
 // say sends a line. A peer that went away has no use for an error: its context ends the request.
 func (f *renewal) say(line Renewal) {
 	_ = f.out.Encode(line)
 	_ = f.flush()
-}
-
-// tell says what a rollout does.
-func (f *renewal) tell(text string, again bool) {
-	if f.quiet != nil {
-		f.quiet(text)
-		return
-	}
-	f.say(Renewal{Step: text, Again: again})
 }
 
 func (f *renewal) run(ctx context.Context) (*Renewed, error) {
@@ -209,6 +198,11 @@ func (f *renewal) describe(ctx context.Context, accepted issuer.Accepted, result
 	return nil
 }
 
+// endedBadly is the answer of a renewal whose rollout did not go through.
+func endedBadly(id uint64, r *rollout.Rollout) error {
+	return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
+}
+
 // await returns when a rollout has ended well.
 func (f *renewal) await(ctx context.Context, id uint64) error {
 	if id == 0 {
@@ -224,12 +218,12 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 		}
 		if text := fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason); text != said {
 			said, asked = text, time.Now()
-			f.tell(text, false)
+			f.say(Renewal{Step: text})
 		}
 		if now := time.Now(); now.Sub(asked) >= progressInterval { // no more often: it looks at every rollout
 			asked = now
 			if left := f.server.left(id); left != "" {
-				f.tell(said+" ("+left+")", true)
+				f.say(Renewal{Step: said + " (" + left + ")", Again: true})
 			}
 		}
 		switch {
@@ -239,7 +233,7 @@ func (f *renewal) await(ctx context.Context, id uint64) error {
 			id = r.Joined
 			continue
 		case r.State.Ended():
-			return fail(http.StatusConflict, fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason), "see `rollout history`")
+			return endedBadly(id, r)
 		}
 		select {
 		case <-ctx.Done():

@@ -13,15 +13,23 @@ import (
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
+	"github.com/sds-server/sds-server/pkg/rollout"
 )
 
 // The states of a certificate of a batch.
 const (
 	batchDone     = "done"
+	batchIssued   = "issued"
 	batchOrdering = "ordering"
 	batchWaiting  = "waiting"
 	batchFailed   = "failed"
 	batchNotDue   = "not_due"
+)
+
+const (
+	// lookInterval is how often a batch looks at its rollouts while they are few; more of them every progressInterval.
+	lookInterval = 100 * time.Millisecond
+	fewRollouts  = 100
 )
 
 // maxNoted is how many names of a request are written into the audit trail.
@@ -49,7 +57,7 @@ func (s *Server) renewMany(w http.ResponseWriter, r *http.Request, req RenewRequ
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	b := &batch{
 		renewal:  renewal{server: s, request: req, out: json.NewEncoder(w), flush: http.NewResponseController(w).Flush, begin: time.Now()},
-		selected: of, results: make(map[string]batchResult, len(of.plan)),
+		selected: of, results: make(map[string]batchResult, len(of.plan)), moving: map[uint64][]string{},
 	}
 	switch err := b.run(r.Context()); {
 	case err == nil:
@@ -81,7 +89,8 @@ type batch struct {
 	*selected
 
 	results map[string]batchResult // of orders that have ended
-	rollout string                 // what the rollouts that are waited for do
+	moving  map[uint64][]string    // certificates by the rollout that is waited for
+	rollout string                 // what one of these does
 }
 
 // batchResult is how one order ended.
@@ -89,6 +98,7 @@ type batchResult struct {
 	name     string
 	accepted issuer.Accepted
 	err      error
+	everyone bool // every wave has it
 }
 
 // run asks the loop for everything at once, which orders the most urgent first, and tells how it goes.
@@ -101,18 +111,13 @@ func (b *batch) run(ctx context.Context) error {
 	for _, p := range b.plan {
 		asked.Go(func() {
 			accepted, err := b.server.Issuer.Renew(ctx, p.Name, issuer.Renewal{
-				Force: b.request.forced(), Urgent: b.request.IssuedBy != "", Wait: true, Issuer: b.request.Issuer, Reason: b.request.Reason,
+				Force: b.asked.forced(), Urgent: b.asked.IssuedBy != "", Wait: true, Issuer: b.asked.Issuer, Reason: b.asked.Reason,
 			})
-			ended <- batchResult{p.Name, accepted, err}
+			ended <- batchResult{name: p.Name, accepted: accepted, err: err}
 		})
 	}
 	if err := b.collect(ctx, ended); err != nil {
 		return err
-	}
-	if b.request.Wait == "done" {
-		if err := b.awaitRollouts(ctx); err != nil {
-			return err
-		}
 	}
 	out := b.status(true)
 	if out.Done == out.Total {
@@ -124,25 +129,39 @@ func (b *batch) run(ctx context.Context) error {
 	return nil
 }
 
-// collect takes over how the orders end. Without a wait it returns after a moment: by then it is known what the budget does not let through.
+// collect takes over how the orders end and, where that is waited for, their rollouts. Without a wait it returns after a moment: by then it is
+// known what the budget does not let through.
 func (b *batch) collect(ctx context.Context, ended <-chan batchResult) error {
 	var begun <-chan time.Time
-	if b.request.Wait == "" {
+	if b.asked.Wait == "" {
 		timer := time.NewTimer(queueWait)
 		defer timer.Stop()
 		begun = timer.C
 	}
-	tick := time.NewTicker(progressInterval)
+	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
+	said := time.Now()
 	b.progress()
-	for len(b.results) < len(b.plan) {
+	for len(b.results) < len(b.plan) || len(b.moving) > 0 {
 		select {
 		case r := <-ended:
 			b.results[r.name] = r
+			if id := r.accepted.Rollout; r.err == nil && b.asked.Wait == "done" && id != 0 {
+				b.moving[id] = append(b.moving[id], r.name)
+			}
 		case <-begun:
 			return nil
-		case <-tick.C:
-			b.progress()
+		case now := <-tick.C:
+			told := now.Sub(said) >= progressInterval
+			if told || len(b.moving) <= fewRollouts {
+				if err := b.look(ctx); err != nil {
+					return err
+				}
+			}
+			if told {
+				said = now
+				b.progress()
+			}
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-b.server.stopping:
@@ -154,27 +173,31 @@ func (b *batch) collect(ctx context.Context, ended <-chan batchResult) error {
 
 func (b *batch) progress() { b.say(Renewal{Batch: new(b.status(false)), Again: true}) }
 
-// awaitRollouts waits until what was issued is in every wave. A rollout that ends otherwise fails its certificates, and no other ones.
-func (b *batch) awaitRollouts(ctx context.Context) error {
-	b.quiet = func(text string) {
-		b.rollout = text
-		b.progress()
-	}
-	ended := map[uint64]error{}
-	for _, name := range b.names() {
-		r, ok := b.results[name]
-		if !ok || r.err != nil {
+// look takes over which rollouts have ended. One that ends otherwise than well fails its certificates, and no other ones.
+func (b *batch) look(ctx context.Context) error {
+	b.rollout = ""
+	for id, names := range b.moving {
+		r, err := b.server.Rollout.Rollout(ctx, id)
+		switch {
+		case err != nil:
+			return err
+		case r.State == rollout.Done:
+		case r.Joined != 0: // it travels with another one
+			delete(b.moving, id)
+			b.moving[r.Joined] = append(b.moving[r.Joined], names...)
+			continue
+		case r.State.Ended():
+			err = endedBadly(id, r)
+		default:
+			b.rollout = fmt.Sprintf("rollout %d: %s: %s", id, r.State, r.Reason)
 			continue
 		}
-		id := r.accepted.Rollout
-		if _, known := ended[id]; !known {
-			ended[id] = b.await(ctx, id)
-			if err := ended[id]; ctx.Err() != nil || errors.Is(err, errStopping) {
-				return err
-			}
+		delete(b.moving, id)
+		for _, name := range names {
+			one := b.results[name]
+			one.err, one.everyone = err, err == nil
+			b.results[name] = one
 		}
-		r.err = ended[id]
-		b.results[name] = r
 	}
 	return nil
 }
@@ -210,7 +233,7 @@ func (b *batch) status(whole bool) RenewBatch {
 	}
 	for _, name := range b.names() {
 		c := b.certificate(name, status[name])
-		add(c, map[string]*int{batchDone: &out.Done, batchOrdering: &out.Ordering, batchWaiting: &out.Waiting, batchFailed: &out.Failed, batchNotDue: &out.NotDue}[c.State])
+		add(c, map[string]*int{batchDone: &out.Done, batchIssued: &out.Issued, batchOrdering: &out.Ordering, batchWaiting: &out.Waiting, batchFailed: &out.Failed, batchNotDue: &out.NotDue}[c.State])
 	}
 	for _, p := range b.notDue {
 		add(RenewedCertificate{Name: p.Name, State: batchNotDue, Until: optionalTime(p.Due)}, &out.NotDue)
@@ -230,8 +253,11 @@ func (b *batch) certificate(name string, st issuer.Status) RenewedCertificate {
 	switch {
 	case ended && r.accepted.Version != "":
 		c.State, c.Version, c.Rollout = batchDone, optionalVersion(r.accepted.Version), optional(r.accepted.Rollout)
-		if r.err != nil {
+		switch {
+		case r.err != nil:
 			c.State, c.Message = batchFailed, new(oneLine(r.err.Error()))
+		case b.asked.Wait == "done" && !r.everyone && r.accepted.Rollout != 0:
+			c.State = batchIssued
 		}
 	case ended && isNotDue:
 		c.State, c.Until = batchNotDue, optionalTime(notDue.Until)

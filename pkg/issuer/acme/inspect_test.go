@@ -96,6 +96,20 @@ func TestInspectAnAccountThatIsThereAndOneThatIsNot(t *testing.T) {
 	if n := f.proxy.Count(testenv.KindNewAccount).Received; n != 1 {
 		t.Errorf("%d accounts were asked for, want 1", n)
 	}
+	// The account at another CA is none here.
+	other := f.issuer(func(o *Options) { o.Directory = f.pebble.Directory })
+	if kid, err := other.Account(f.Context()); kid != "" || err != nil {
+		t.Errorf("account at another CA: got %q, %v, want none", kid, err)
+	}
+	wantCheck(t, other.Inspect(f.Ready(), InspectOptions{}), "account", CheckOK, "none yet")
+	f.proxy.SetRewrite(func(kind testenv.Kind, resp *http.Response) error {
+		if kind == testenv.KindAccount {
+			testenv.ReplaceBody(resp, []byte(`{"status":"revoked"}`))
+		}
+		return nil
+	})
+	wantCheck(t, i.Inspect(f.Ready(), InspectOptions{Register: true}), "account", CheckFail, kid+" is revoked")
+	f.proxy.SetRewrite(nil)
 	// Another mail address than that of the account.
 	x = f.issuer(func(o *Options) { o.Email = "other@example.com" }).Inspect(f.Ready(), InspectOptions{})
 	wantCheck(t, x, "account", CheckWarn, "ops@example.com", "other@example.com")

@@ -119,8 +119,12 @@ func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 		return t.limit.name == r.limit && (r.scope == "" || t.touch.scope == r.scope)
 	}
 	known := false
+	soonest := int64(longestRefusal)
 	for _, t := range of {
 		known = known || named(t)
+		if t.spend {
+			soonest = min(soonest, t.limit.all.refill)
+		}
 	}
 	for _, t := range of {
 		if known && !named(t) {
@@ -135,6 +139,9 @@ func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 		}
 		if until <= now {
 			until = add(now, t.limit.all.refill)
+			if !known { // each of the slower ones would shut for a day what it is most likely not about
+				until = add(now, soonest)
+			}
 		}
 		t.refuse(t.limit, now, until, known)
 		t.changed = true

@@ -297,7 +297,9 @@ func (m *Monitor) learn(ctx context.Context, p *watched, said Report, err error)
 	log := m.options.Logger.With("issuers", m.users(p.URL), "url", redacted(p.URL))
 	if err != nil {
 		if p.Failure == "" {
-			say = append(say, func() { log.WarnContext(ctx, "the status page of a CA cannot be read: it holds no renewals", "err", err) })
+			say = append(say, func() {
+				log.WarnContext(ctx, "the status page of a CA cannot be read: it holds no renewals", "err", err)
+			})
 		}
 		p.Failure = err.Error()
 		return say

@@ -89,6 +89,11 @@ func TestTroubleHoldsNoLongerThanItsBound(t *testing.T) {
 		s.says(outage)
 		pass(t, DefaultInterval)
 		wantHold(t, m, "critical")
+		pass(t, MaxHold)
+		wantHold(t, m, "")
+		if n := l.count("it is ignored until"); n != 2 {
+			t.Errorf("%d log lines say that it is ignored, want one for each time", n)
+		}
 	})
 }
 

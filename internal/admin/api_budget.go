@@ -11,7 +11,7 @@ type Budgets struct {
 type IssuerBudget struct {
 	Name     string        `json:"name"`
 	CA       string        `json:"ca"`
-	Limits   []BudgetLevel `json:"limits"`  // the lowest first
+	Limits   []BudgetLevel `json:"limits"`  // by name, of one limit the lowest first
 	Omitted  int           `json:"omitted"` // how many more of them are not full
 	Forecast Forecast      `json:"forecast"`
 }
@@ -44,8 +44,8 @@ type Forecast struct {
 
 // LateFit is a certificate that would have to wait.
 type LateFit struct {
-	Name  string    `json:"name"`
-	At    time.Time `json:"at"`
-	Limit string    `json:"limit"`
-	Scope *string   `json:"scope"`
+	Certificate string    `json:"certificate"`
+	At          time.Time `json:"at"`
+	Limit       string    `json:"limit"`
+	Scope       *string   `json:"scope"`
 }

@@ -2,6 +2,8 @@ package admin
 
 import (
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
@@ -16,7 +18,7 @@ func (s *Server) budgets(*http.Request) (any, error) {
 	wanted := s.wanted(live)
 	out := Budgets{Issuers: []IssuerBudget{}}
 	for _, a := range s.Issuer.Issuers() { // sorted
-		ledger := s.Budget.Ledger(a.Issuer)
+		ledger := s.Budget.Of(a.Issuer)
 		one := IssuerBudget{Name: a.Issuer, CA: ledger.CA(), Limits: []BudgetLevel{}}
 		for _, level := range ledger.Limits(now) {
 			if len(one.Limits) == mostLevels && !level.FullAt.IsZero() {
@@ -25,6 +27,7 @@ func (s *Server) budgets(*http.Request) (any, error) {
 			}
 			one.Limits = append(one.Limits, BudgetLevel{Limit: limitOf(level), RefillSeconds: level.Refill.Seconds()})
 		}
+		slices.SortStableFunc(one.Limits, func(a, b BudgetLevel) int { return strings.Compare(a.Name, b.Name) })
 		one.Forecast = forecastOf(now, ledger.Forecast(now, wanted[a.Issuer]))
 		out.Issuers = append(out.Issuers, one)
 	}
@@ -52,7 +55,7 @@ func forecastOf(now time.Time, fits []budget.Fit) Forecast {
 		if f.Limit == "" {
 			out.Now++
 		} else {
-			out.Late = append(out.Late, LateFit{Name: f.Name, At: f.At.UTC(), Limit: f.Limit, Scope: optional(f.Scope)})
+			out.Late = append(out.Late, LateFit{Certificate: f.Name, At: f.At.UTC(), Limit: f.Limit, Scope: optional(f.Scope)})
 		}
 		if !f.At.After(now.Add(24 * time.Hour)) {
 			out.Day++
@@ -61,12 +64,13 @@ func forecastOf(now time.Time, fits []budget.Fit) Forecast {
 	return out
 }
 
-// limits are the lowest levels of an issuer, one for each limit.
+// limits are the lowest levels of an issuer, one for each limit, by name.
 func (s *Server) limits(issuer string, now time.Time) []Limit {
 	out := []Limit{}
-	for _, level := range s.Budget.Ledger(issuer).Scarcest(now) {
+	for _, level := range s.Budget.Of(issuer).Scarcest(now) {
 		out = append(out, limitOf(level))
 	}
+	slices.SortFunc(out, func(a, b Limit) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

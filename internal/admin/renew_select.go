@@ -178,7 +178,7 @@ func (s *Server) forecast(of *selected) map[string]budget.Fit {
 	}
 	now, out := time.Now(), map[string]budget.Fit{}
 	for name, list := range wanted {
-		for _, fit := range s.Budget.Ledger(name).Forecast(now, list) {
+		for _, fit := range s.Budget.Of(name).Forecast(now, list) {
 			if fit.At.After(now) {
 				out[fit.Name] = fit
 			}

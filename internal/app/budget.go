@@ -11,31 +11,21 @@ import (
 	"github.com/sds-server/sds-server/pkg/issuer/budget"
 )
 
-// budgets are the configured limits of the CAs.
-func budgets(cfg *config.Config) []budget.Options {
-	out := make([]budget.Options, 0, len(cfg.Issuers))
-	for _, i := range cfg.Issuers {
-		one := budget.Options{Issuer: i.Name, Directory: i.Directory, Share: i.Budget.Share}
-		for _, l := range i.Budget.Limits {
-			one.Limits = append(one.Limits, budget.Limit{Name: l.Name, Burst: l.Burst, Refill: l.Refill})
-		}
-		out = append(out, one)
+// ledger is that of the CA of an issuer.
+func (s *server) ledger(i config.Issuer) (*budget.Ledger, error) {
+	o := budget.Options{Issuer: i.Name, Directory: i.Directory, Share: i.Budget.Share}
+	for _, l := range i.Budget.Limits {
+		o.Limits = append(o.Limits, budget.Limit{Name: l.Name, Burst: l.Burst, Refill: l.Refill})
 	}
-	return out
+	return s.budget.Ledger(o)
 }
 
 // openBudget reads what has been used up of the limits of the CAs.
-func (s *server) openBudget(ctx context.Context, cfg *config.Config) (err error) {
+func (s *server) openBudget(ctx context.Context) (err error) {
 	if s.budget, err = budget.Open(ctx, s.store, s.log.With("part", "budget")); err != nil {
 		return err
 	}
-	if err := s.budget.Set(budgets(cfg)); err != nil {
-		return err
-	}
-	if err := s.registry.Register(s.budget.Collector()); err != nil {
-		return err
-	}
-	return s.recallIssued(ctx, cfg)
+	return s.registry.Register(s.budget.Collector())
 }
 
 // recallIssued tells the ledgers of the certificates that are served: the next one for the same names is a renewal. It matters once, for a
@@ -50,7 +40,7 @@ func (s *server) recallIssued(ctx context.Context, cfg *config.Config) error {
 		}
 		for name, version := range at.Secrets.All() {
 			if m, ok := s.cache.Meta(name, version); ok && m.Source == cache.SourceACME {
-				ledger := s.budget.Ledger(m.Issuer)
+				ledger := s.budget.Of(m.Issuer)
 				all.Go(func() error { return ledger.Recall(ctx, m.DNSNames, addresses(m.IPAddresses), m.NotBefore) })
 			}
 		}

@@ -103,8 +103,8 @@ func TestPushThatNeverCameIsRetracted(t *testing.T) {
 		full := errors.New("disk full")
 		durable := false // before the commit has ended
 		p.store.before = func() error {
-			must(t, testenv.Eventually(e.Ready(), func(context.Context) error {
-				all, err := p.audit.List(t.Context(), audit.Filter{Event: eventPush, Limit: 1})
+			must(t, testenv.Eventually(e.Ready(), func(ctx context.Context) error {
+				all, err := p.audit.List(ctx, audit.Filter{Event: eventPush, Limit: 1})
 				if err == nil && all[0].Version != string(p.cache.Version(next)) {
 					err = fmt.Errorf("the newest push is %+v", all[0])
 				}

@@ -8,7 +8,6 @@ import (
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/config"
-	"github.com/sds-server/sds-server/pkg/issuer/budget"
 	"github.com/sds-server/sds-server/pkg/sds"
 )
 
@@ -20,12 +19,8 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 	if len(waiting) > 0 {
 		s.log.WarnContext(ctx, "these keys need a restart; their old values stay", "keys", strings.Join(waiting, ", "))
 	}
-	cas, err := s.issuers(cfg)
+	cas, ledgers, err := s.issuers(cfg)
 	if err != nil {
-		return err
-	}
-	limits := budgets(cfg)
-	if err := budget.Check(limits); err != nil {
 		return err
 	}
 	policy, err := rolloutPolicy(cfg)
@@ -41,10 +36,7 @@ func (s *server) apply(ctx context.Context, loaded *config.Config) error {
 		s.outside.set(running, s.command(running))
 		return fmt.Errorf("rollout: %w", err)
 	}
-	if err := s.budget.Set(limits); err != nil { // it was checked
-		return err
-	}
-	s.setIssuers(cas)
+	s.setIssuers(cas, ledgers)
 	s.quiet.Set(maintenances(cfg))
 	s.issuance.SetCertificates(certificates(cfg))
 	s.sources.Set(sources(cfg))

@@ -48,6 +48,9 @@ type Error struct {
 	Err error
 }
 
+// ends reports whether another try at the same issuer is no better, until somebody acts.
+func (e *Error) ends() bool { return e.Kind == KindRejected || e.Kind == KindPaused }
+
 // Error returns the issuer, the identifier and the message in one line.
 func (e *Error) Error() string {
 	var b strings.Builder

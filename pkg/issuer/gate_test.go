@@ -263,3 +263,24 @@ func TestManyWaitForTheBudget(t *testing.T) {
 		}
 	})
 }
+
+// TestUrgentDuringItsOrderGetsTheReserve has an order that is ordinary when it begins, and urgent when the budget refuses it.
+func TestUrgentDuringItsOrderGetsTheReserve(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.give("a", 6*day, 0.05+1.0/(6*24*60)) // in a minute
+		w.ca.setHook(func(_ context.Context, r issuer.Request) error {
+			if r.Urgent {
+				return nil
+			}
+			time.Sleep(2 * time.Minute) //nolint:forbidigo // fake time: the account was being registered, say
+			return &issuer.Error{Kind: issuer.KindBudget, Issuer: "ca", Limit: "l", Message: "no", RetryAfter: 30 * time.Hour}
+		})
+		w.start()
+		pass(3 * time.Minute)
+		if got := w.sink.count("a"); got != 1 {
+			t.Errorf("got %d certificates, want one by the reserve: %+v", got, w.status("a").Waiting)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package issuer_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,4 +84,51 @@ func TestRestartRemembersADeadCA(t *testing.T) {
 		restart()
 		check("after a failure of our own", true)
 	})
+}
+
+// TestOrderElsewhereIsForThisTimeAlone has an issuer that was asked for once, and does not issue.
+func TestOrderElsewhereIsForThisTimeAlone(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		kind   issuer.Kind
+		remove bool    // the issuer goes
+		left   float64 // of the life
+	}{
+		{"it refuses", issuer.KindRejected, false, 0.9},
+		{"it has paused the account", issuer.KindPaused, false, 0.9},
+		{"it has gone", issuer.KindTemporary, true, 0.9},
+		{"it is down, and the life ends", issuer.KindTemporary, false, 0.04},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.give("a", 90*day, tt.left)
+				w.hold = func(string, time.Time) (string, time.Time) { return "a test", time.Now().Add(day) }
+				block := make(chan struct{})
+				w.ca.setHook(func(context.Context, issuer.Request) error {
+					<-block
+					return errCA
+				})
+				w.start()
+				second := newWorld(t).ca
+				second.fail(&issuer.Error{Kind: tt.kind, Issuer: "second", Message: "no"})
+				w.loop.SetIssuers(map[string]issuer.Issuer{"ca": w.ca, "second": second})
+				close(block)
+				synctest.Wait()
+				w.ca.fail(nil)
+				if _, err := w.loop.Renew(t.Context(), "a", issuer.Renewal{Force: true, Issuer: "second"}); err == nil || second.count("a") != 1 {
+					t.Fatalf("got %v after %d orders, want one that fails", err, second.count("a"))
+				}
+				if tt.remove {
+					w.loop.SetIssuers(map[string]issuer.Issuer{"ca": w.ca})
+				}
+				pass(2 * day)
+				if got := w.sink.count("a"); got != 1 {
+					t.Errorf("got %d certificates of its own issuer, want one", got)
+				}
+			})
+		})
+	}
 }

@@ -190,6 +190,10 @@ func (l *Loop) SetIssuers(issuers map[string]Issuer) {
 		if changed[e.state.Issuer] {
 			l.planAsk(e)
 		}
+		if w := e.wish.Issuer; w != "" && issuers[w] == nil {
+			e.wish.Issuer = ""
+			l.schedule(e)
+		}
 		name := e.issuer()
 		if f := e.state.Failure; changed[name] && issuers[name] != nil && f != nil && f.Kind != KindRateLimited {
 			again := *f

@@ -1,6 +1,8 @@
 package issuer
 
 import (
+	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -38,14 +40,10 @@ func (l *Loop) Plan(s Selection) []Planned {
 	at := now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	names := make(map[string]bool, len(s.Names))
-	for _, n := range s.Names {
-		names[n] = true
-	}
 	var selected []*entry
-	for _, e := range l.entries {
+	for e := range l.chosen(s.Names) {
 		switch {
-		case e.removed, len(names) > 0 && !names[e.cert.Name]:
+		case e.removed:
 		case s.IssuedBy != "" && e.state.Issuer != s.IssuedBy:
 		case !s.Before.IsZero() && !e.state.LastRenewal.Before(s.Before):
 		default:
@@ -70,4 +68,20 @@ func (l *Loop) Plan(s Selection) []Planned {
 		})
 	}
 	return out
+}
+
+// chosen returns the configured certificates with these names, all where there is none; mu is held.
+func (l *Loop) chosen(names []string) iter.Seq[*entry] {
+	if len(names) == 0 {
+		return maps.Values(l.entries)
+	}
+	return func(yield func(*entry) bool) {
+		seen := make(map[string]bool, len(names))
+		for _, name := range names {
+			if e := l.entries[name]; e != nil && !seen[name] && !yield(e) {
+				return
+			}
+			seen[name] = true
+		}
+	}
 }

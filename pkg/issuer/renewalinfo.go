@@ -174,8 +174,12 @@ func askSafely(ctx context.Context, advisor Advisor, id string) (info RenewalInf
 		}
 	}()
 	info, err = advisor.RenewalInfo(ctx, id)
-	if err == nil && (info.Start.IsZero() || !info.End.After(info.Start)) {
+	switch {
+	case err != nil:
+	case info.Start.IsZero() || !info.End.After(info.Start):
 		err = errors.New("the suggested window ends before it begins")
+	case info.Start.UTC().Year() < 1 || info.End.UTC().Year() > 9999: // RFC 3339 has such times, by their offset, and State could not be stored
+		err = errors.New("the suggested window is no time in UTC")
 	}
 	return info, err
 }

@@ -117,6 +117,9 @@ func TestUnreadableAdviceIsNoReasonToRenew(t *testing.T) {
 		"no advice":     func(string) (issuer.RenewalInfo, error) { return issuer.RenewalInfo{}, issuer.ErrNoAdvice },
 		"empty window":  func(string) (issuer.RenewalInfo, error) { return issuer.RenewalInfo{}, nil },
 		"turned window": window(time.Now(), -time.Hour),
+		"year 10000": func(string) (issuer.RenewalInfo, error) {
+			return issuer.RenewalInfo{Start: time.Now(), End: time.Date(9999, 12, 31, 23, 59, 59, 0, time.FixedZone("", -3600))}, nil
+		},
 		"panic":         func(string) (issuer.RenewalInfo, error) { panic("out of range") },
 	}
 	for name, answer := range answers {

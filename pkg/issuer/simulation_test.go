@@ -49,10 +49,9 @@ func simulate(t *testing.T, limited bool, certificates []issuer.Certificate) *si
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := book.Set([]budget.Options{{Issuer: "ca", Directory: "https://acme-v02.api.letsencrypt.org/directory"}}); err != nil {
+		if s.ledger, err = book.Ledger(budget.Options{Issuer: "ca", Directory: "https://acme-v02.api.letsencrypt.org/directory"}); err != nil {
 			t.Fatal(err)
 		}
-		s.ledger = book.Ledger("ca")
 		ca.Budget, ca.Limits = s.ledger, issuertest.NewLimits()
 	}
 	random := rand.New(rand.NewPCG(1, 2))

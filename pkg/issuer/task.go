@@ -83,13 +83,16 @@ func (l *Loop) end(ctx context.Context, e *entry, t *task) {
 	t.lane.running--
 	e.job = nil
 	e.state, e.revision, e.loaded, e.unfinished = t.state, t.revision, t.known, t.unfinished
-	if t.err == nil {
+	switch {
+	case t.err == nil:
 		e.wish = Renewal{}
+	case t.failure != nil && (t.failure.ends() || e.state.urgent(at)):
+		e.wish.Issuer = "" // that was asked for once: it must not keep the certificate from its own issuer
 	}
 	switch {
 	case e.removed:
 		delete(l.entries, e.cert.Name)
-	case e.loaded && t.refused != nil && l.lanes[t.name] == t.lane && e.issuer() == t.name && e.want == t.want:
+	case e.loaded && t.refused != nil && l.lanes[t.name] == t.lane && e.issuer() == t.name && e.want == t.want && t.urgent == e.urgent(at):
 		l.park(ctx, e, t, at)
 	case !e.loaded:
 		l.behind = true

@@ -127,7 +127,14 @@ func (c *Controller) rescue(ctx context.Context, name string) error {
 		return err
 	}
 	id := uint64(0)
-	for _, fit := range []func(cache.Meta) bool{t.eligible, t.rescues} { // what nobody holds comes first
+	lasting := func(fit func(cache.Meta) bool) func(cache.Meta) bool {
+		return func(m cache.Meta) bool {
+			last, _ := lifeOf(m)
+			return fit(m) && (last.IsZero() || t.now.Before(last))
+		}
+	}
+	// What nobody holds comes first, but what is nearly over itself last: nobody would look again before it has ended.
+	for _, fit := range []func(cache.Meta) bool{lasting(t.eligible), lasting(t.rescues), t.eligible, t.rescues} {
 		best := slices.IndexFunc(versions, fit)
 		if best < 0 || !t.helps(versions, versions[best]) {
 			continue

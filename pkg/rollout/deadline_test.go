@@ -295,3 +295,31 @@ func TestBadRenewalDoesNotGoBackToWhatClientsReject(t *testing.T) {
 		r.want("www", versions{"canary": v3, "production": v2})
 	})
 }
+
+// After a way back long after the end, what is served and what was never proven may both be nearly over: then the one that a node has refused, and that
+// lasts, is better than waiting for the end.
+func TestDeadlineDoesNotRescueWithWhatIsNearlyOverItself(t *testing.T) {
+	policy := waves("auto", "canary", "production")
+	policy.UndoWindow = 20 * day
+	run(t, policy, func(t *testing.T, r *rig) {
+		c, p := r.node("c1", "canary", "www"), r.node("p1", "production", "www")
+		r.short("www")
+		r.pass(time.Hour)
+		c.silent = true
+		r.acceptFor("www", 10*day)
+		c.silent = false
+		v3 := r.serve("www")
+		r.want("www", r.all(v3))
+		r.pass(9*day + 20*time.Hour) // of the first two the last part has begun
+		r.edit(p, func(n *node) {
+			n.refuses = func(_ string, v version) bool { return v == v3 }
+			n.connect()
+			clear(n.received)
+		})
+		r.pass(day)
+		if r.held("www", v3) != Hard || len(r.states()) < 4 {
+			t.Fatalf("held %q, rollouts %v: nothing was taken back", r.held("www", v3), r.states())
+		}
+		r.want("www", r.all(v3)) // the others have expired, or are about to
+	})
+}

@@ -103,11 +103,11 @@ func (h *history) nodeAct() string {
 // operate is what an operator wishes; one of many.
 func (h *history) operate(name, group string, id int) string {
 	ctx := h.ctx()
-	control := func(what string, wish func(id uint64) (Control, error), reference func(int) bool) string {
+	control := func(what string, wish func(id uint64) (Control, error), reference func(*reference, int) bool) string {
 		var c Control
 		var err error
 		h.do(func() error { c, err = wish(uint64(id)); return err }, func() {
-			if ok := reference(id); ok != (err == nil && !c.Already) && !errors.Is(err, errDisk) {
+			if ok := reference(h.ref, id); ok != (err == nil && !c.Already) && !errors.Is(err, errDisk) {
 				h.t.Errorf("seed %d: %s %d: the reference says %t, the controller %+v, %v", h.seed, what, id, ok, c, err)
 			}
 		})
@@ -127,13 +127,13 @@ func (h *history) operate(name, group string, id int) string {
 	case k < 10:
 		return h.wish("hold "+name, func() error { _, err := h.c.Hold(ctx, name, "", alice); return err }, func() bool { return h.ref.keep(name) })
 	case k < 13:
-		return control("pause", func(id uint64) (Control, error) { return h.c.Pause(ctx, id, alice) }, h.ref.pause)
+		return control("pause", func(id uint64) (Control, error) { return h.c.Pause(ctx, id, alice) }, (*reference).pause)
 	case k < 16:
-		return control("resume", func(id uint64) (Control, error) { return h.c.Resume(ctx, id, alice) }, h.ref.resume)
+		return control("resume", func(id uint64) (Control, error) { return h.c.Resume(ctx, id, alice) }, (*reference).resume)
 	case k < 17:
-		return control("abort", func(id uint64) (Control, error) { return h.c.Abort(ctx, id, alice) }, h.ref.abort)
+		return control("abort", func(id uint64) (Control, error) { return h.c.Abort(ctx, id, alice) }, (*reference).abort)
 	case k < 18:
-		return control("undo", func(id uint64) (Control, error) { return h.c.Undo(ctx, id, alice) }, h.ref.undo)
+		return control("undo", func(id uint64) (Control, error) { return h.c.Undo(ctx, id, alice) }, (*reference).undo)
 	default:
 		stored := h.ref.stored[name]
 		if len(stored) == 0 {

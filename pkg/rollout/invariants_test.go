@@ -195,7 +195,7 @@ func (i *invariants) restarted(h *history, before string) {
 	}
 }
 
-// watches checks that a restart loses little of a watch: 10 s at most, and what lies between two looks. The reference takes over what is left.
+// watches checks that a restart loses little of a watch: 10 s at most, and what the look whose commit failed saw. The reference takes over what is left.
 func (i *invariants) watches(h *history, ref *reference) {
 	h.t.Helper()
 	for _, r := range ref.under() {
@@ -214,7 +214,7 @@ func (i *invariants) watches(h *history, ref *reference) {
 			stored := seconds(have.Watched)
 			tick := Wave{Watch: w.watch.Seconds()}.tick()
 			w.watched += min(time.Since(w.ticked), 2*tick) // the controller may have looked once more
-			if lost := w.watched - stored; i.claims.broken(5, lost < 0 || lost > storeWatched+tick) {
+			if lost := w.watched - stored; i.claims.broken(5, lost < 0 || lost > storeWatched+2*tick) {
 				h.broken(5, "of %s, %s are stored", w.watched, stored)
 			}
 			w.watched, w.ticked = stored, time.Now()

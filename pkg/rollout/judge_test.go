@@ -64,3 +64,17 @@ func TestWaveGoesOnWithoutANodeThatUnsubscribes(t *testing.T) {
 		r.want("www", r.all(v2))
 	})
 }
+
+// Where nodes of several groups refuse, the same one is named at each look, so that the reason does not change from look to look.
+func TestTheSameRefusalIsNamedAtEachLook(t *testing.T) {
+	j := jury{policy: Policy{AckTimeout: time.Minute}, now: time.Unix(1_000_000, 0)}
+	progress := map[string][]NodeProgress{}
+	for _, g := range []string{"ap", "eu", "us"} {
+		progress[g] = []NodeProgress{{Identity: g, Node: g, Connected: true, Nacked: &NACK{Secret: g}}}
+	}
+	for range 50 {
+		if v := j.judge(Wave{}, progress); v.nack.Secret != "us" || v.nodes.Nacked != 3 {
+			t.Fatalf("got the refusal of %s among %d, want that of us among 3", v.nack.Secret, v.nodes.Nacked)
+		}
+	}
+}

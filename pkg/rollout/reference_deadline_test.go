@@ -30,9 +30,12 @@ func (m *reference) lastPartAt(name string, v version) time.Time {
 // that is valid and that no handshake has shown to be bad, or by that one too where what is served has ended.
 func (m *reference) rescue() {
 	for _, name := range slices.Sorted(maps.Keys(m.stored)) {
-		waits := m.onItsWay(name) || slices.ContainsFunc(m.stored[name], func(one cache.Meta) bool { return m.isHeld(name, one.Version) })
-		for _, free := range []bool{true, false} { // what nobody holds comes first
-			i := slices.IndexFunc(m.stored[name], func(one cache.Meta) bool { return m.rescues(one, free) })
+		waits := m.onItsWay(name) || slices.ContainsFunc(m.stored[name], m.isHeldBack)
+		for n := range 4 { // what nobody holds comes first, but what is nearly over itself last
+			i := slices.IndexFunc(m.stored[name], func(one cache.Meta) bool {
+				last, _ := m.lastPart(name, one.Version)
+				return m.rescues(one, n%2 == 0) && (!last || n >= 2)
+			})
 			if i >= 0 && waits && m.helps(m.stored[name][i]) && m.may() {
 				m.propose(refIntent{secret: name, version: m.stored[name][i].Version, now: true})
 				break
@@ -53,6 +56,15 @@ func (m *reference) rescue() {
 			}
 		}
 	}
+}
+
+// isHeldBack reports whether a version is held while a group serves another one. What a group serves itself does not wait.
+func (m *reference) isHeldBack(one cache.Meta) bool {
+	return m.isHeld(one.Name, one.Version) && slices.ContainsFunc(m.policy.Groups(), func(g string) bool {
+		have, ok := m.serves[g][one.Name]
+		last, _ := m.lastPart(one.Name, have)
+		return ok && have != one.Version && last
+	})
 }
 
 // rescues reports whether a version may be served where nothing else is left: free ones are not held.

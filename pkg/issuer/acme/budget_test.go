@@ -558,3 +558,17 @@ func (f *fixture) crashAtWrite(n int, durable bool, change func(*Options)) {
 	}
 	f.store.Hook(nil, nil)
 }
+
+// TestOrderThatIsFoundTooLateReturnsNothing has a server that was down for longer than the budget can tell uses apart.
+func TestOrderThatIsFoundTooLateReturnsNothing(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	l := &ledger{}
+	f.respond(testenv.KindNewOrder, 1, reset)
+	_, err := f.counted(l, nil).Obtain(f.Ready(), request("a.example"))
+	wantKind(t, err, issuer.KindTemporary)
+	l.want(t, "reset", "spend account", "spend order a.example")
+	f.changeOrder(func(o *order) { o.Created = o.Created.Add(-longestCounted) })
+	f.obtain(f.counted(l, nil), request("a.example"))
+	l.want(t, "late", "spend order a.example")
+}

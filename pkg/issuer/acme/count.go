@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
 )
@@ -95,9 +96,12 @@ func (d *driver) countFailures(ctx context.Context, names []string) {
 	}
 }
 
+// longestCounted is until when the budget can tell a use from those of other orders: after that it would give back one of theirs.
+const longestCounted = longestPlaced + time.Hour
+
 // uncount gives back the certificate of an order that has ended without one.
 func (i *Issuer) uncount(ctx context.Context, o *order) {
-	if o.Counted != nil && o.Issuer == i.options.Name {
+	if o.Counted != nil && o.Issuer == i.options.Name && time.Since(o.Created) < longestCounted {
 		i.giveBack(ctx, o.use(issuer.UseCertificate, *o.Counted))
 	}
 }

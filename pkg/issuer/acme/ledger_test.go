@@ -17,16 +17,16 @@ func (f *fixture) openBudget() *budget.Ledger {
 	if err != nil {
 		f.Fatal(err)
 	}
-	err = book.Set([]budget.Options{{Issuer: "pebble", Directory: f.proxy.Directory, Share: 1, Limits: []budget.Limit{
+	ledger, err := book.Ledger(budget.Options{Issuer: "pebble", Directory: f.proxy.Directory, Share: 1, Limits: []budget.Limit{
 		{Name: budget.NewOrders, Burst: 5, Refill: 10 * time.Hour},
 		{Name: budget.ExactSet, Burst: 2, Refill: 34 * time.Hour},
 		{Name: budget.FailedAuthorizations, Burst: 2, Refill: 12 * time.Hour},
 		{Name: budget.NewAccounts, Burst: 1, Refill: 10 * time.Hour},
-	}}})
+	}})
 	if err != nil {
 		f.Fatal(err)
 	}
-	return book.Ledger("pebble")
+	return ledger
 }
 
 // TestNoLimitOfTheRealBudgetIsCrossed counts at the proxy what the CA got, across restarts, refusals, lost answers and failed validations.

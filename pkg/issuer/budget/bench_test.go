@@ -22,7 +22,7 @@ func many() Options {
 func BenchmarkSpend(b *testing.B) {
 	for _, names := range []int{1, 10, 100} {
 		b.Run(fmt.Sprintf("names=%d", names), func(b *testing.B) {
-			l := openBook(b, openStore(b), many()).Ledger("many")
+			l := openBook(b, openStore(b), many()).Of("many")
 			use := issuer.Use{Kind: issuer.UseOrder}
 			for i := range names {
 				use.DNSNames = append(use.DNSNames, fmt.Sprintf("www.example%d.com", i))
@@ -38,7 +38,7 @@ func BenchmarkSpend(b *testing.B) {
 
 // BenchmarkSpendBy16 is 16 workers at once.
 func BenchmarkSpendBy16(b *testing.B) {
-	l := openBook(b, openStore(b), many()).Ledger("many")
+	l := openBook(b, openStore(b), many()).Of("many")
 	var n atomic.Int64
 	b.SetParallelism(8)
 	b.RunParallel(func(pb *testing.PB) {
@@ -66,7 +66,7 @@ func BenchmarkForecast(b *testing.B) {
 // BenchmarkLimits100k looks at 100,000 buckets that are in use.
 func BenchmarkLimits100k(b *testing.B) {
 	l := letsEncrypt(b, openStore(b))
-	r, now := l.rules.Load(), time.Now().UnixNano()
+	r, now := l.rules, time.Now().UnixNano()
 	for i := range 100_000 {
 		t := r.setTouch([]string{fmt.Sprintf("www.example%d.com", i)}, nil)
 		e := l.book.look(t, now)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -61,35 +62,39 @@ func (b *Book) read(ctx context.Context, raw store.Entry) *entry {
 	return e
 }
 
-// Ledger returns the ledger of an issuer, always the same. Until Set says what its limits are, it has none.
-func (b *Book) Ledger(name string) *Ledger {
+// Ledger makes the ledger of an issuer: the one in force, where it has the same options.
+func (b *Book) Ledger(o Options) (*Ledger, error) {
+	r, err := newRules(o)
+	if err != nil {
+		return nil, err
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	l := b.ledgers[name]
-	if l == nil {
-		l = &Ledger{book: b, issuer: name}
-		b.ledgers[name] = l
+	if l := b.ledgers[o.Issuer]; l != nil && reflect.DeepEqual(l.rules.Options, r.Options) {
+		return l, nil
 	}
-	return l
+	return &Ledger{book: b, rules: r}, nil
 }
 
-// Set puts the limits of all issuers in force; ledgers of others have none from now on. After an error everything is as it was.
-func (b *Book) Set(all []Options) error {
-	made := make(map[string]*rules, len(all))
-	for _, o := range all {
-		r, err := newRules(o)
-		if err != nil {
-			return err
-		}
-		made[o.Issuer] = r
-		b.Ledger(o.Issuer)
+// Set puts ledgers in force: they are those that Of finds, and that metrics tell of.
+func (b *Book) Set(all []*Ledger) {
+	ledgers := make(map[string]*Ledger, len(all))
+	for _, l := range all {
+		ledgers[l.rules.Issuer] = l
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for name, l := range b.ledgers {
-		l.rules.Store(made[name])
+	b.ledgers = ledgers
+}
+
+// Of returns the ledger in force of an issuer; where there is none, one without limits.
+func (b *Book) Of(issuer string) *Ledger {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if l := b.ledgers[issuer]; l != nil {
+		return l
 	}
-	return nil
+	return &Ledger{book: b, rules: &rules{Options: Options{Issuer: issuer}}}
 }
 
 // sweep deletes entries that say nothing any more, now and then. What fails is tried again; it does no harm meanwhile.
@@ -126,11 +131,8 @@ func (b *Book) sweep(ctx context.Context, now int64) {
 func (b *Book) limits() map[[2]string]*limit {
 	out := map[[2]string]*limit{}
 	for _, l := range b.ledgers {
-		if r := l.rules.Load(); r != nil {
-			for name, one := range r.limits {
-				t := r.touch(one, "", "", false, false)
-				out[[2]string{t.owner, name}] = one
-			}
+		for name, one := range l.rules.limits {
+			out[[2]string{l.rules.owner(name), name}] = one
 		}
 	}
 	return out

@@ -12,7 +12,6 @@ package budget
 import (
 	"context"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"github.com/sds-server/sds-server/pkg/issuer"
@@ -34,21 +33,10 @@ type Options struct {
 	Limits []Limit
 }
 
-// Check returns what is wrong with the options of all issuers; [Book.Set] takes those that it finds nothing wrong with.
-func Check(all []Options) error {
-	for _, o := range all {
-		if _, err := newRules(o); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Ledger is the budget of one issuer. Its methods may be called from several goroutines.
 type Ledger struct {
-	book   *Book
-	issuer string
-	rules  atomic.Pointer[rules] // nil: no limits
+	book  *Book
+	rules *rules
 }
 
 var _ issuer.Budget = (*Ledger)(nil)
@@ -56,10 +44,7 @@ var _ issuer.Budget = (*Ledger)(nil)
 // Spend implements issuer.Budget. An order is recorded in the limits on orders and on certificates, and checked against those on failed
 // validations of its names; errors are *issuer.Error of KindBudget, and faults of the store.
 func (l *Ledger) Spend(ctx context.Context, use issuer.Use) error {
-	r := l.rules.Load()
-	if r == nil {
-		return nil
-	}
+	r := l.rules
 	return l.book.change(ctx, l.touches(r, use, renewalWindow-renewalSpare), func(now int64, of []*touched) error {
 		if err := r.crossed(now, use.Urgent, of); err != nil {
 			return err
@@ -77,10 +62,7 @@ func (l *Ledger) Spend(ctx context.Context, use issuer.Use) error {
 // Return implements issuer.Budget. It gives back what can still be told from what was counted: an order within 5 minutes, a certificate
 // within 8 hours of its Spend. Failed authorizations were counted by the CA, and stay.
 func (l *Ledger) Return(ctx context.Context, use issuer.Use) error {
-	r := l.rules.Load()
-	if r == nil {
-		return nil
-	}
+	r := l.rules
 	// An order that was a renewal when it was recorded still is: it does not give back what it has not spent.
 	return l.book.change(ctx, l.touches(r, use, renewalWindow), func(_ int64, of []*touched) error {
 		for _, t := range of {
@@ -94,10 +76,7 @@ func (l *Ledger) Return(ctx context.Context, use issuer.Use) error {
 
 // Refused implements issuer.Budget. Where after is 0, the time is taken from the message; where that has none, it is the time for one more.
 func (l *Ledger) Refused(ctx context.Context, use issuer.Use, after time.Duration, message string) error {
-	r := l.rules.Load()
-	if r == nil {
-		return nil
-	}
+	r := l.rules
 	use.Replaces = false // it was counted after all
 	about := readRefusal(message)
 	return l.book.change(ctx, l.touches(r, use, 0), func(now int64, of []*touched) error {
@@ -121,10 +100,7 @@ func (l *Ledger) Recall(ctx context.Context, dnsNames []string, addresses []neti
 const sameIssue = 24 * time.Hour
 
 func (l *Ledger) issued(ctx context.Context, dnsNames []string, addresses []netip.Addr, at time.Time, success bool) error {
-	r := l.rules.Load()
-	if r == nil {
-		return nil
-	}
+	r := l.rules
 	touches := func(int64) []touch {
 		var out []touch
 		set := r.setTouch(dnsNames, addresses)

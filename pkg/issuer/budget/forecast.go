@@ -32,12 +32,8 @@ func (l *Ledger) Forecast(now time.Time, wanted []Wanted) []Fit {
 	for i, w := range wanted {
 		fits[i] = Fit{Name: w.Name, At: now}
 	}
-	r := l.rules.Load()
-	if r == nil {
-		return fits
-	}
 	f := &forecast{fits: fits, waiting: map[string]*waiting{}}
-	f.prepare(l.book, r, now.UnixNano(), wanted)
+	f.prepare(l.book, l.rules, now.UnixNano(), wanted)
 	for i := range wanted {
 		f.try(i, now.UnixNano())
 	}

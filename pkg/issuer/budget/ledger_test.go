@@ -42,16 +42,20 @@ func openBook(t testing.TB, s store.Store, all ...Options) *Book {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Set(all); err != nil {
-		t.Fatal(err)
+	ledgers := make([]*Ledger, len(all))
+	for i, o := range all {
+		if ledgers[i], err = b.Ledger(o); err != nil {
+			t.Fatal(err)
+		}
 	}
+	b.Set(ledgers)
 	return b
 }
 
 // letsEncrypt is a ledger of an issuer at Let's Encrypt.
 func letsEncrypt(t testing.TB, s store.Store) *Ledger {
 	t.Helper()
-	return openBook(t, s, Options{Issuer: "le", Directory: production}).Ledger("le")
+	return openBook(t, s, Options{Issuer: "le", Directory: production}).Of("le")
 }
 
 func order(names ...string) issuer.Use { return issuer.Use{Kind: issuer.UseOrder, DNSNames: names} }
@@ -85,7 +89,7 @@ func mustSpend(t testing.TB, l *Ledger, use issuer.Use) {
 // left is how much of a limit is there, by the lowest scope.
 func left(l *Ledger, limit, scope string) int64 {
 	now := time.Now().UnixNano()
-	r := l.rules.Load()
+	r := l.rules
 	l.book.mu.Lock()
 	defer l.book.mu.Unlock()
 	one := r.limits[limit]
@@ -120,7 +124,7 @@ func TestUseThatDoesNotFitSpendsNothing(t *testing.T) {
 	if e == nil {
 		t.Fatal("a fifth certificate for the same names is allowed to ordinary work")
 	}
-	for _, want := range []string{"exact_set of Let's Encrypt", "exactly b.example.com", "1 of 5", "1 are kept for emergencies"} {
+	for _, want := range []string{"another certificate for exactly b.example.com: exact_set of Let's Encrypt has 1 of 5 left, for emergencies", "room again at 20"} {
 		if !strings.Contains(e.Message, want) {
 			t.Errorf("message %q, want %q in it", e.Message, want)
 		}
@@ -129,14 +133,17 @@ func TestUseThatDoesNotFitSpendsNothing(t *testing.T) {
 	if low, high := 42*time.Hour+30*time.Minute, 42*time.Hour+30*time.Minute+9*time.Hour; e.RetryAfter < low || e.RetryAfter > high || e.Hint == "" {
 		t.Errorf("retry after %v, want %v to %v; hint %q", e.RetryAfter, low, high, e.Hint)
 	}
+	if e.Limit != ExactSet || e.Identifier != "b.example.com" || e.Issuer != "le" {
+		t.Errorf("limit %q, identifier %q, issuer %q", e.Limit, e.Identifier, e.Issuer)
+	}
 	if got := left(l, NewOrders, ""); got != 296 {
 		t.Errorf("%d orders left, want 296: the refused one was spent", got)
 	}
 	if e := spend(t, l, urgent(order("b.example.com"))); e != nil {
 		t.Errorf("the reserve is closed to urgent work: %v", e)
 	}
-	if e := spend(t, l, urgent(order("b.example.com"))); e == nil {
-		t.Error("a sixth certificate is allowed")
+	if e := spend(t, l, urgent(order("b.example.com"))); e == nil || !strings.Contains(e.Message, "has none of 5 left; ") {
+		t.Errorf("a sixth certificate: %v, want a refusal", e)
 	}
 }
 
@@ -219,7 +226,7 @@ func TestRenewalsAreExemptAsAtLetsEncrypt(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			limits := []Limit{{NewOrders, 100, time.Hour}, {RegisteredDomain, 100, time.Hour}, {ExactSet, 100, time.Hour}}
-			l := openBook(t, openStore(t), Options{Issuer: "le", Directory: tt.directory, Limits: limits}).Ledger("le")
+			l := openBook(t, openStore(t), Options{Issuer: "le", Directory: tt.directory, Limits: limits}).Of("le")
 			if tt.issued > 0 {
 				if err := l.Recall(t.Context(), []string{"www.example.com"}, nil, time.Now().Add(-tt.issued)); err != nil {
 					t.Fatal(err)
@@ -258,15 +265,15 @@ func TestReplacementInItsWindowIsNotHeldUp(t *testing.T) {
 
 func TestIssuersAtOneCAShareWhatTheCASharesAmongAccounts(t *testing.T) {
 	b := openBook(t, openStore(t), Options{Issuer: "a", Directory: production}, Options{Issuer: "b", Directory: production}, Options{Issuer: "c", Directory: private})
-	mustSpend(t, b.Ledger("a"), order("www.example.com"))
-	if got := left(b.Ledger("b"), RegisteredDomain, "example.com"); got != 49 {
+	mustSpend(t, b.Of("a"), order("www.example.com"))
+	if got := left(b.Of("b"), RegisteredDomain, "example.com"); got != 49 {
 		t.Errorf("%d certificates for the domain left to the other account, want 49", got)
 	}
-	if got := left(b.Ledger("b"), NewOrders, ""); got != 300 {
+	if got := left(b.Of("b"), NewOrders, ""); got != 300 {
 		t.Errorf("%d orders left to the other account, want 300", got)
 	}
 	for range 10 {
-		mustSpend(t, b.Ledger("c"), order("www.example.com")) // nothing is known of it
+		mustSpend(t, b.Of("c"), order("www.example.com")) // nothing is known of it
 	}
 }
 

@@ -31,7 +31,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.book.mu.Unlock()
 	for _, l := range ledgers {
 		for _, level := range l.Scarcest(now) {
-			ch <- prometheus.MustNewConstMetric(c.available, prometheus.GaugeValue, level.ratio(), l.issuer, level.Limit)
+			ch <- prometheus.MustNewConstMetric(c.available, prometheus.GaugeValue, level.ratio(), l.rules.Issuer, level.Limit)
 		}
 	}
 }

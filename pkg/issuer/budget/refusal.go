@@ -29,36 +29,33 @@ func (r *rules) crossed(now int64, urgent bool, of []*touched) error {
 	if l.name != NewOrders && l.name != NewAccounts { // those are the account's: what is refused at one of them waits together
 		e.Identifier = last.name()
 	}
-	left := fmt.Sprintf("none of %d is left", l.all.burst)
-	if !urgent {
-		left = fmt.Sprintf("%d of %d are left", last.left(l, now, true), l.all.burst)
-		if reserve := l.all.burst - l.ordinary.burst; reserve > 0 {
-			left += fmt.Sprintf(", and %d are kept for emergencies", reserve)
-		}
+	when, what := time.Unix(0, at).UTC().Round(time.Second).Format(time.RFC3339), another(l.name, last.name())
+	left := fmt.Sprintf("none of %d left", l.all.burst)
+	if n := last.left(l, now, true); n > 0 {
+		left = fmt.Sprintf("%d of %d left, for emergencies", n, l.all.burst)
 	}
+	e.Message = fmt.Sprintf("no room in the budget for %s: %s of %s has %s; nothing was asked of the CA, there is room again at %s", what, l.name, r.ca, left, when)
 	if last.until > now {
-		left = "the CA has refused more until then"
+		e.Message = fmt.Sprintf("no room in the budget for %s: the CA has refused it by %s of %s; nothing more is asked before %s", what, l.name, r.ca, when)
 	}
-	e.Message = fmt.Sprintf("the budget for %s of %s allows no more before %s: %s %s; nothing was asked of the CA", l.name, r.ca,
-		time.Unix(0, at).UTC().Round(time.Second).Format(time.RFC3339), counted(l.name, last.name()), left)
 	return e
 }
 
-// counted says what a limit counts.
-func counted(limit, scope string) string {
+// another says what a limit keeps from being done.
+func another(limit, scope string) string {
 	switch limit {
 	case NewOrders:
-		return "of the orders of this account"
+		return "another order of this account"
 	case RegisteredDomain:
-		return "of the certificates for " + scope + " and the names below it"
+		return "another certificate for " + scope + " and the names below it"
 	case ExactSet:
-		return "of the certificates for exactly " + scope
+		return "another certificate for exactly " + scope
 	case FailedAuthorizations:
-		return "of the failed validations of " + scope
+		return "an order for " + scope + ", whose validations fail"
 	case ConsecutiveFailures:
-		return "of the failed validations of " + scope + " without a success"
+		return "an order for " + scope + ", whose validations have failed without a success in between"
 	}
-	return "of the new accounts"
+	return "another account"
 }
 
 func hintFor(limit string) string {
@@ -122,8 +119,12 @@ func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 		return t.limit.name == r.limit && (r.scope == "" || t.touch.scope == r.scope)
 	}
 	known := false
+	soonest := int64(longestRefusal)
 	for _, t := range of {
 		known = known || named(t)
+		if t.spend {
+			soonest = min(soonest, t.limit.all.refill)
+		}
 	}
 	for _, t := range of {
 		if known && !named(t) {
@@ -138,6 +139,9 @@ func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 		}
 		if until <= now {
 			until = add(now, t.limit.all.refill)
+			if !known { // each of the slower ones would shut for a day what it is most likely not about
+				until = add(now, soonest)
+			}
 		}
 		t.refuse(t.limit, now, until, known)
 		t.changed = true

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +33,7 @@ func TestRefusalCorrectsTheLimitThatItNames(t *testing.T) {
 		{"a time that has passed", "too many new orders, retry after 1999-01-01 00:30:00 UTC", 0, NewOrders, "", 36 * time.Second},
 		{"another domain", `too many certificates (50) already issued for "example.net" in the last 168h0m0s`, time.Hour, all, "", time.Hour},
 		{"unknown", "Service busy; retry later.", time.Hour, all, "", time.Hour},
+		{"unknown, no time", "Service busy; retry later.", 0, all, "", 36 * time.Second},
 		{"unknown, for years", "come back later", 10 * 365 * 24 * time.Hour, all, "", longestRefusal},
 	}
 	for _, tt := range tests {
@@ -48,6 +50,9 @@ func TestRefusalCorrectsTheLimitThatItNames(t *testing.T) {
 				e := spend(t, l, use)
 				if e == nil || e.RetryAfter.Round(time.Second) != tt.want {
 					t.Fatalf("spend after the refusal: %v, want it to wait for %v", e, tt.want)
+				}
+				if !strings.Contains(e.Message, "the CA has refused it by ") || tt.limit != all && e.Limit != tt.limit {
+					t.Errorf("limit %q, message %q, want that the CA has refused it by %q", e.Limit, e.Message, tt.limit)
 				}
 				time.Sleep(tt.want) //nolint:forbidigo // the time of the bubble
 				for _, one := range []struct {

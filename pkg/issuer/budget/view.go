@@ -28,18 +28,13 @@ type Level struct {
 // ratio is how full it is, from 0 to 1.
 func (l Level) ratio() float64 { return float64(l.Available) / float64(l.Capacity) }
 
-// CA is the name of the CA, for people: Let's Encrypt, or the host of its directory; empty while no limits are set.
-func (l *Ledger) CA() string {
-	if r := l.rules.Load(); r != nil {
-		return r.ca
-	}
-	return ""
-}
+// CA is the name of the CA, for people: Let's Encrypt, or the host of its directory.
+func (l *Ledger) CA() string { return l.rules.ca }
 
 // Limits returns every bucket that is not full, and one full level for each limit that has none, the lowest first.
 func (l *Ledger) Limits(now time.Time) []Level {
 	var out []Level
-	l.each(l.rules.Load(), now, func(one *limit, e *entry) { out = append(out, levelOf(one, e, now)) })
+	l.each(now, func(one *limit, e *entry) { out = append(out, levelOf(one, e, now)) })
 	slices.SortFunc(out, lower)
 	return out
 }
@@ -50,9 +45,9 @@ func (l *Ledger) Scarcest(now time.Time) []Level {
 		entry
 		left, debt int64
 	}
-	r, at := l.rules.Load(), now.UnixNano()
+	r, at := l.rules, now.UnixNano()
 	found := map[string]lowest{}
-	l.each(r, now, func(one *limit, e *entry) {
+	l.each(now, func(one *limit, e *entry) {
 		c := lowest{*e, e.left(one, at, true), e.debt(one, at, true)}
 		if known, ok := found[one.name]; !ok || c.left < known.left || c.left == known.left && c.debt > known.debt {
 			found[one.name] = c
@@ -73,10 +68,8 @@ func lower(a, b Level) int {
 }
 
 // each calls found for every bucket that is not full, brought to now, and for each limit that has none. The book's lock is held meanwhile.
-func (l *Ledger) each(r *rules, now time.Time, found func(*limit, *entry)) {
-	if r == nil {
-		return
-	}
+func (l *Ledger) each(now time.Time, found func(*limit, *entry)) {
+	r := l.rules
 	seen := map[string]bool{}
 	l.book.mu.Lock()
 	defer l.book.mu.Unlock()

@@ -16,7 +16,7 @@ import (
 func TestLimitsShowsWhatIsLeftLowestFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // it is 2000-01-01
 		b := openBook(t, openStore(t), Options{Issuer: "le", Directory: production}, Options{Issuer: "other", Directory: production}, Options{Issuer: "free", Directory: private})
-		l := b.Ledger("le")
+		l := b.Of("le")
 		for range 4 {
 			mustSpend(t, l, order("www.example.com"))
 		}
@@ -45,10 +45,10 @@ func TestLimitsShowsWhatIsLeftLowestFirst(t *testing.T) {
 		if got, want := strings.Join(limits, ","), "new_orders ,registered_domain example.com,exact_set www.example.com,failed_authorizations ,consecutive_failures ,new_accounts "; got != want {
 			t.Errorf("scarcest %s, want %s", got, want)
 		}
-		if got := b.Ledger("other").Limits(now); len(got) != 8 || got[4].Limit != NewOrders || got[4].Available != 300 {
+		if got := b.Of("other").Limits(now); len(got) != 8 || got[4].Limit != NewOrders || got[4].Available != 300 {
 			t.Errorf("the other account sees %+v, want the shared limits and its own orders", got)
 		}
-		if got := b.Ledger("free").Limits(now); len(got) != 0 {
+		if got := b.Of("free").Limits(now); len(got) != 0 {
 			t.Errorf("a CA that is not known has limits: %+v", got)
 		}
 	})
@@ -62,7 +62,7 @@ func TestForecastComesTrue(t *testing.T) {
 			options := Options{Issuer: "le", Directory: production, Limits: []Limit{
 				{NewOrders, 12, 10 * time.Minute}, {RegisteredDomain, 6, time.Hour}, {ExactSet, 2, 34 * time.Hour},
 			}}
-			l := openBook(t, openStore(t), options).Ledger("le")
+			l := openBook(t, openStore(t), options).Of("le")
 			var wanted []Wanted
 			for i := range 60 {
 				w := Wanted{Name: fmt.Sprint("c", i), DNSNames: []string{fmt.Sprintf("n%d.example%d.com", r.IntN(40), r.IntN(5))}}
@@ -133,7 +133,7 @@ func TestForecastChangesNothing(t *testing.T) {
 }
 
 func TestForecastThatNeverEndsIsCut(t *testing.T) {
-	l := openBook(t, openStore(t), Options{Issuer: "x", Directory: private, Limits: []Limit{{NewOrders, 1, LongestFill}}}).Ledger("x")
+	l := openBook(t, openStore(t), Options{Issuer: "x", Directory: private, Limits: []Limit{{NewOrders, 1, LongestFill}}}).Of("x")
 	fits := l.Forecast(time.Now(), []Wanted{{Name: "a", DNSNames: []string{"a.example.com"}}, {Name: "b", DNSNames: []string{"b.example.com"}}})
 	if fits[0].Limit != "" || fits[1].Limit != NewOrders || fits[1].At.Year() != 2100 {
 		t.Errorf("forecast %+v, want the first now and the second never", fits)

@@ -112,8 +112,12 @@ func readRefusal(message string) refusal {
 	return out
 }
 
+// longestUnnamed is how long a refusal shuts that names no limit of the use: it shuts limits that it is most likely not about, to urgent work as
+// well, and nobody can open them. Asking once in that time costs the CA little.
+const longestUnnamed = time.Hour
+
 // apply corrects the buckets of a use. The limit that is named has one token at that time, and nothing before; a text that names none, or one
-// that is not kept, shuts all that the use spends until then, and takes nothing else away.
+// that is not kept, shuts all that the use spends until then, for longestUnnamed at most, and takes nothing else away.
 func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 	named := func(t *touched) bool {
 		return t.limit.name == r.limit && (r.scope == "" || t.touch.scope == r.scope)
@@ -142,6 +146,9 @@ func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 			if !known { // each of the slower ones would shut for a day what it is most likely not about
 				until = add(now, soonest)
 			}
+		}
+		if !known {
+			until = min(until, add(now, int64(longestUnnamed)))
 		}
 		t.refuse(t.limit, now, until, known)
 		t.changed = true

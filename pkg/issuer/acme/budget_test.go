@@ -163,6 +163,33 @@ func TestNothingIsAskedThatTheBudgetForbids(t *testing.T) {
 	f.obtain(i, request("a.example"))
 }
 
+// TestKeyIsMadeAfterTheBudgetWasAsked has a key that cannot be made, so that it shows when that is tried.
+func TestKeyIsMadeAfterTheBudgetWasAsked(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, testenv.PebbleOptions{})
+	l := &ledger{}
+	i := f.counted(l, nil)
+	r := request("a.example")
+	r.KeyType = "none"
+	l.refuse(func(u issuer.Use) error {
+		if u.Kind == issuer.UseOrder {
+			return &issuer.Error{Kind: issuer.KindBudget, Issuer: "pebble", Message: "5 of 5 are used", RetryAfter: time.Hour}
+		}
+		return nil
+	})
+	_, err := i.Obtain(f.Ready(), r)
+	wantKind(t, err, issuer.KindBudget, "5 of 5")
+	l.want(t, "no room", "spend account")
+	l.refuse(nil)
+	_, err = i.Obtain(f.Ready(), r)
+	wantKind(t, err, issuer.KindInternal, "certificate key")
+	l.want(t, "no key", "spend order a.example", "return order a.example")
+	f.wantNoOrder("without a key")
+	if n := f.proxy.Count(testenv.KindNewOrder).Received; n != 0 {
+		t.Errorf("%d orders were asked for", n)
+	}
+}
+
 func TestWhatTheCADoesNotCountIsReturned(t *testing.T) {
 	t.Parallel()
 	says := func(status int, problemType string) http.HandlerFunc {

@@ -147,6 +147,34 @@ func TestUseThatDoesNotFitSpendsNothing(t *testing.T) {
 	}
 }
 
+// TestSetsThatBeginAlikeWaitApart: what is refused for one identifier waits together, also where the label was stored before it was unique.
+func TestSetsThatBeginAlikeWaitApart(t *testing.T) {
+	l := letsEncrypt(t, openStore(t))
+	var names []string
+	for i := range 10 {
+		names = append(names, fmt.Sprintf("a-rather-long-name-%d.example.com", i))
+	}
+	first, second := order(names...), order(append(names[:9:9], "z.example.com")...)
+	for range 4 {
+		mustSpend(t, l, first)
+		mustSpend(t, l, second)
+	}
+	for _, stored := range []string{"", "a-rather-long-name-0.example.com and 9 more"} {
+		for _, e := range l.book.entries {
+			if stored != "" && e.of == ExactSet {
+				e.label = stored
+			}
+		}
+		a, b := spend(t, l, first), spend(t, l, second)
+		if a == nil || b == nil || a.Limit != ExactSet || b.Limit != ExactSet {
+			t.Fatalf("got %v and %v, want two refusals of exact_set", a, b)
+		}
+		if a.Identifier == b.Identifier || len(a.Identifier) > longestLabel+30 {
+			t.Errorf("label %q: got identifiers %q and %q, want two short ones", stored, a.Identifier, b.Identifier)
+		}
+	}
+}
+
 func TestReturnGivesOrdersAndCertificatesBack(t *testing.T) {
 	s := openStore(t)
 	l := letsEncrypt(t, s)

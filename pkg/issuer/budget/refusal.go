@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -27,7 +28,7 @@ func (r *rules) crossed(now int64, urgent bool, of []*touched) error {
 	l := last.limit
 	e := &issuer.Error{Kind: issuer.KindBudget, Issuer: r.Issuer, Limit: l.name, RetryAfter: time.Duration(max(at-now, 1)), Hint: hintFor(l.name)}
 	if l.name != NewOrders && l.name != NewAccounts { // those are the account's: what is refused at one of them waits together
-		e.Identifier = last.name()
+		e.Identifier = cmp.Or(last.touch.label, last.name()) // a label that was stored by an older version is not unique
 	}
 	when, what := time.Unix(0, at).UTC().Round(time.Second).Format(time.RFC3339), another(l.name, last.name())
 	left := fmt.Sprintf("none of %d left", l.all.burst)

@@ -90,6 +90,7 @@ func (l *Loop) holds(at time.Time) map[string]hold {
 func (l *Loop) look(ctx context.Context, at time.Time, holds map[string]hold) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.turnBack(at)
 	for e, ok := l.clock.top(); ok && !e.wake.After(at); e, ok = l.clock.top() {
 		l.enter(e, at)
 	}

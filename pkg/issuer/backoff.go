@@ -44,8 +44,8 @@ const (
 // expiry up to an hour and 1/10 of the life.
 //
 // A failed validation (KindValidation) waits 1 min, 10 min, 100 min and so on, so that a name fails at most four times an hour. After
-// KindPaused it is a day. The wait is moved by up to 20 % at random, and is never shorter than the Retry-After of err. random
-// returns numbers in [0,1).
+// KindPaused it is a day. The wait is moved by up to 20 % at random, and not shorter than the Retry-After of err, except where that
+// would let a certificate expire for nothing: see heed. random returns numbers in [0,1).
 func Backoff(n int, now, notBefore, notAfter time.Time, err *Error, random func() float64) time.Duration {
 	if err.Kind == KindPaused {
 		return max(jitter(pausedBackoff, 0.5+random()/2), err.RetryAfter) // not earlier
@@ -58,7 +58,27 @@ func Backoff(n int, now, notBefore, notAfter time.Time, err *Error, random func(
 	if err.Kind == KindValidation && n > 2 && (notAfter.IsZero() || notAfter.Sub(notBefore) >= validationLife) {
 		wait = max(wait, validationPause)
 	}
-	return max(wait, err.RetryAfter)
+	return max(wait, heed(err, now, notBefore, notAfter))
+}
+
+// heed returns how much of the Retry-After of err is waited for. The end of a limit that has a name is known, and asking earlier
+// costs more. But an outage, and a 429 of whoever stands in front of the CA, may name days that nobody has thought about: then
+// the deadline beats the politeness (invariant 11 overrules "never before Retry-After"), and the certificate is tried again when the
+// last part of its life begins, in it after a quarter of what is left, and after its end as if nothing had been said.
+func heed(err *Error, now, notBefore, notAfter time.Time) time.Duration {
+	known := err.Kind != KindTemporary && (err.Kind != KindRateLimited || err.Limit != "")
+	if known || notAfter.IsZero() {
+		return err.RetryAfter
+	}
+	left, life := notAfter.Sub(now), notAfter.Sub(notBefore)
+	longest := left / 4
+	switch calm := left - time.Duration(lastPart*float64(life)); {
+	case left <= 0:
+		longest = min(urgentBackoff, life/10)
+	case calm > 0:
+		longest = calm
+	}
+	return min(err.RetryAfter, max(longest, min(time.Minute, life/60)))
 }
 
 // backoff returns the wait before it is moved at random, and the longest it may be.

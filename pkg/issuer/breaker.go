@@ -30,15 +30,21 @@ type breaker struct {
 	wait      time.Duration
 	notBefore time.Time // what the CA has asked for
 	probing   bool
-	// patience is the least of those who wait.
-	patience time.Duration
+	// patience is the least of those who wait, pressing the same of those who do not wait for notBefore.
+	patience, pressing time.Duration
 }
 
 // hurry takes in how long somebody who waits can wait.
-func (b *breaker) hurry(patience time.Duration) { b.patience = min(b.patience, patience) }
+func (b *breaker) hurry(patience time.Duration, presses bool) {
+	b.patience = min(b.patience, patience)
+	if presses {
+		b.pressing = min(b.pressing, patience)
+	}
+}
 
-// stops says until when a certificate with this patience is not ordered; zero if it may be.
-func (b *breaker) stops(patience time.Duration, at time.Time) (why string, until time.Time) {
+// stops says until when a certificate with this patience is not ordered; zero if it may be. What the CA has asked for holds what is
+// ordinary; one that presses, because its end is near or somebody has asked for it, waits for that no longer than its patience.
+func (b *breaker) stops(patience time.Duration, presses bool, at time.Time) (why string, until time.Time) {
 	if b.trips == 0 {
 		return "", time.Time{}
 	}
@@ -47,6 +53,9 @@ func (b *breaker) stops(patience time.Duration, at time.Time) (why string, until
 		return why, at.Add(heartbeat) // its end is looked at
 	}
 	until = latest(b.opened.Add(min(b.wait, b.patience, patience)), b.notBefore)
+	if presses {
+		until = earlier(until, b.opened.Add(min(b.pressing, patience)))
+	}
 	if !until.After(at) {
 		return "", time.Time{}
 	}
@@ -79,7 +88,8 @@ func (b *breaker) fail(name string, probe bool, at time.Time, retryAfter time.Du
 
 func (b *breaker) trip(at time.Time, retryAfter time.Duration, random float64) {
 	b.trips++
-	b.opened, b.failed, b.probing, b.patience = at, nil, false, 2*longestBreak // whoever waits makes it shorter
+	b.opened, b.failed, b.probing = at, nil, false
+	b.patience, b.pressing = 2*longestBreak, longestBackoff // whoever waits makes them shorter
 	b.trips = min(b.trips, mostTrips)
 	b.wait = jitter(min(firstBreak<<(b.trips-1), longestBreak), random)
 	b.notBefore = at.Add(min(retryAfter, longestBackoff))
@@ -94,15 +104,18 @@ func (e *entry) patience(at time.Time) time.Duration {
 			patience = max(left/10, time.Second)
 		}
 	}
-	if e.wish.Force {
+	if e.wish.Force || e.wish.Urgent {
 		patience = min(patience, forcedPatience)
 	}
 	return patience
 }
 
+// presses reports whether what a CA asks for with Retry-After holds it no longer than its patience.
+func (e *entry) presses() bool { return e.rank.class <= classForced }
+
 // hurry tells an open breaker who waits for it; mu is held.
 func (l *Loop) hurry(n *lane, at time.Time) {
 	for _, e := range n.ready.items {
-		n.breaker.hurry(e.patience(at))
+		n.breaker.hurry(e.patience(at), e.presses())
 	}
 }

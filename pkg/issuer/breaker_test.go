@@ -233,3 +233,67 @@ func TestPausedStopsUntilSomebodyActs(t *testing.T) {
 		}
 	})
 }
+
+// TestRetryAfterOfACAHoldsOnlyWhatIsOrdinary has a dead CA that asks to be left alone for a week.
+func TestRetryAfterOfACAHoldsOnlyWhatIsOrdinary(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.slow, w.workers, w.ca.life = true, 1, 90*day
+		for n := range 10 {
+			w.give(fmt.Sprintf("c%d", n), 90*day, 0.3)
+		}
+		w.give("soon urgent", 6*day, 0.06) // in 86 minutes
+		w.ca.fail(&issuer.Error{Kind: issuer.KindTemporary, Issuer: "ca", Message: "maintenance", RetryAfter: 7 * day})
+		w.start()
+		pass(time.Hour)
+		if n := w.loop.Issuers()[0]; n.Stopped == nil || time.Until(n.Stopped.Until) != 23*time.Hour {
+			t.Fatalf("got %+v, want nothing ordinary for a day", n.Stopped)
+		}
+		w.ca.fail(nil)
+		pass(time.Hour)
+		for _, c := range w.certs {
+			if s := w.status(c.Name); c.Name == "soon urgent" && s.State != issuer.StateOK {
+				t.Errorf("%s: got %+v, want it renewed", c.Name, s)
+			}
+		}
+	})
+}
+
+// TestForcedAndExpiredDoNotWaitForRetryAfter asks a CA again that wanted a day.
+func TestForcedAndExpiredDoNotWaitForRetryAfter(t *testing.T) {
+	t.Parallel()
+	for name, patience := range map[string]time.Duration{"forced": 5 * time.Second, "expired": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.slow, w.workers, w.ca.life = true, 1, 90*day
+				for n := range 10 {
+					w.give(fmt.Sprintf("c%d", n), 90*day, 0.3)
+				}
+				w.ca.fail(&issuer.Error{Kind: issuer.KindTemporary, Issuer: "ca", Message: "maintenance", RetryAfter: 7 * day})
+				w.start()
+				pass(time.Minute)
+				w.ca.fail(nil)
+				begin := time.Now()
+				if name == "expired" {
+					w.give("late", 6*day, -0.01)
+					w.loop.SetCertificates(w.certs)
+				} else {
+					w.certs = append(w.certs, w.certs[9])
+					go func() {
+						if _, err := w.loop.Renew(t.Context(), "c9", issuer.Renewal{Force: true}); err != nil {
+							t.Error(err)
+						}
+					}()
+				}
+				pass(patience)
+				last := w.certs[len(w.certs)-1].Name
+				if s := w.status(last); s.State != issuer.StateOK || s.LastRenewal.Before(begin) {
+					t.Errorf("got %+v, want it within %v", s, patience)
+				}
+			})
+		})
+	}
+}

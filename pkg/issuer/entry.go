@@ -93,7 +93,7 @@ func (l *Loop) enter(e *entry, at time.Time) {
 	l.unplace(e)
 	e.rank = e.rankAt(at)
 	n := l.lane(e.issuer())
-	n.breaker.hurry(e.patience(at))
+	n.breaker.hurry(e.patience(at), e.presses())
 	e.await(&n.ready)
 	l.watch(e, at)
 }

@@ -39,7 +39,8 @@ type Error struct {
 	Identifier string
 	// Limit is, with KindBudget, the name of the limit that has no room, and Identifier what it counts for: a registered domain, an
 	// exact set, a name, or empty for the whole account. What was refused for the same limit and identifier waits together: when there
-	// is room again, only the most urgent one asks.
+	// is room again, only the most urgent one asks. With KindRateLimited it is the CA's, if that is known: then RetryAfter is waited for
+	// whatever is left of the life.
 	Limit string
 	// Message says what went wrong, Hint what to do about it; Hint may be empty.
 	Message string

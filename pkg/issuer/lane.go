@@ -90,6 +90,7 @@ func (l *Loop) holds(at time.Time) map[string]hold {
 func (l *Loop) look(ctx context.Context, at time.Time, holds map[string]hold) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.turnBack(at)
 	for e, ok := l.clock.top(); ok && !e.wake.After(at); e, ok = l.clock.top() {
 		l.enter(e, at)
 	}
@@ -146,10 +147,10 @@ func (l *Loop) serve(ctx context.Context, n *lane, at time.Time) (next time.Time
 
 // stops says what keeps a certificate from being ordered now, and until when; zero if nothing does.
 func (n *lane) stops(e *entry, at time.Time) (why string, until time.Time) {
-	if why, until = n.breaker.stops(e.patience(at), at); until.After(at) {
+	if why, until = n.breaker.stops(e.patience(at), e.presses(), at); until.After(at) {
 		return why, until
 	}
-	if n.hold.reason != "" && e.rank.class > classForced {
+	if n.hold.reason != "" && !e.presses() {
 		return n.hold.reason, latest(n.hold.until, at.Add(time.Second)) // whoever holds may do so a moment longer than it said
 	}
 	return "", time.Time{}

@@ -70,6 +70,7 @@ func (l *Loop) take(ctx context.Context, e *entry, found map[string]store.Entry)
 			l.options.Logger.ErrorContext(ctx, "state of a certificate not understood: it is ordered anew", "secret", e.cert.Name, "err", err)
 		}
 	}
+	e.state = e.state.corrected(now())
 	e.loaded = true
 	l.recall(e)
 	_, e.unfinished = found[OrderKey(e.cert.Name)]
@@ -98,6 +99,7 @@ func (l *Loop) recallBreakers() {
 		certificates, tries int
 		last                time.Time
 	}
+	at := now()
 	outages := make(map[*lane]outage)
 	working := make(map[*lane]time.Time)
 	for _, e := range l.entries {
@@ -110,7 +112,7 @@ func (l *Loop) recallBreakers() {
 	}
 	for _, e := range l.entries {
 		f, n := e.state.Failure, l.lanes[e.cert.Issuer]
-		if f == nil || n == nil || f.Tried != e.want || f.Kind != KindTemporary || !f.At.After(working[n]) {
+		if f == nil || n == nil || f.Tried != e.want || f.Kind != KindTemporary || !f.At.After(working[n]) || f.At.After(at) {
 			continue
 		}
 		o := outages[n]

@@ -72,6 +72,7 @@ type Loop struct {
 	clock    queue[*entry] // what waits for its time
 	behind   bool          // there are certificates whose state was not read
 	recalled bool          // the breakers were set by what the store tells of the time before
+	looked   time.Time     // the last look
 	stopped  bool
 }
 

@@ -119,6 +119,6 @@ func (l *Loop) reorder(e *entry, at time.Time) {
 		return
 	}
 	e.rank = e.rankAt(at)
-	l.lane(e.issuer()).breaker.hurry(e.patience(at))
+	l.lane(e.issuer()).breaker.hurry(e.patience(at), e.presses())
 	e.waiting.put(e)
 }

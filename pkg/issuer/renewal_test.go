@@ -102,6 +102,38 @@ func TestBackoff(t *testing.T) {
 			name: "jitter keeps Retry-After", attempts: 1, life: 90 * day, left: 30 * day, jitter: -1,
 			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: time.Minute}, want: time.Minute,
 		},
+		{
+			name: "Retry-After of a week, half of 6 d: tried at the last twentieth", attempts: 1, life: 6 * day, left: 3 * day,
+			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: 7 * day}, want: 3*day - 6*day/20,
+		},
+		{
+			name: "the same with a 429 that names no limit", attempts: 1, life: 6 * day, left: 3 * day,
+			err: &issuer.Error{Kind: issuer.KindRateLimited, RetryAfter: 7 * day}, want: 3*day - 6*day/20,
+		},
+		{
+			name: "a limit that has a name", attempts: 1, life: 6 * day, left: 3 * day,
+			err: &issuer.Error{Kind: issuer.KindRateLimited, Limit: "l", RetryAfter: 7 * day}, want: 7 * day,
+		},
+		{
+			name: "Retry-After of a week in the last twentieth", attempts: 1, life: 6 * day, left: 4 * time.Hour,
+			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: 7 * day}, want: time.Hour,
+		},
+		{
+			name: "Retry-After of a week, a minute before the end", attempts: 1, life: 6 * day, left: time.Minute,
+			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: 7 * day}, want: time.Minute,
+		},
+		{
+			name: "Retry-After of a week, 60 s", attempts: 1, life: time.Minute, left: 2 * time.Second,
+			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: 7 * day}, want: time.Second,
+		},
+		{
+			name: "Retry-After of a week, expired", attempts: 1, life: 6 * day, left: -time.Minute,
+			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: 7 * day}, want: time.Hour,
+		},
+		{
+			name: "Retry-After of a week, never issued", attempts: 1,
+			err: &issuer.Error{Kind: issuer.KindTemporary, RetryAfter: 7 * day}, want: 7 * day,
+		},
 		{name: "rate limit without a time", attempts: 1, err: &issuer.Error{Kind: issuer.KindRateLimited}, want: time.Hour},
 		{
 			name: "rate limit without a time, short life", attempts: 1, life: time.Hour, left: 20 * time.Minute,

@@ -108,7 +108,7 @@ func (l *Loop) Issuers() []Availability {
 
 // stopped says what keeps ordinary certificates from being ordered.
 func (n *lane) stopped(at time.Time) *Waiting {
-	if why, until := n.breaker.stops(2*longestBreak, at); until.After(at) {
+	if why, until := n.breaker.stops(2*longestBreak, false, at); until.After(at) {
 		return &Waiting{Kind: KindTemporary, Message: why, Until: until}
 	}
 	if n.hold.reason != "" {
@@ -179,7 +179,12 @@ func (l *Loop) waiting(e *entry, at time.Time) *Waiting {
 	case e.parked != nil:
 		return e.parked.status(at)
 	}
-	if w := n.stopped(at); w != nil && (w.Kind != "" || e.rank.class > classForced) {
+	w := n.stopped(at)
+	if w == nil || !e.presses() {
+		return w
+	}
+	if _, until := n.stops(e, at); until.After(at) {
+		w.Until = until
 		return w
 	}
 	return nil

@@ -82,7 +82,7 @@ func (l *Loop) end(ctx context.Context, e *entry, t *task) {
 	at := now()
 	t.lane.running--
 	e.job = nil
-	e.state, e.revision, e.loaded, e.unfinished = t.state, t.revision, t.known, t.unfinished
+	e.state, e.revision, e.loaded, e.unfinished = t.state.corrected(at), t.revision, t.known, t.unfinished
 	switch {
 	case t.err == nil:
 		e.wish = Renewal{}

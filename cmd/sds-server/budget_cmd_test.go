@@ -44,7 +44,7 @@ func TestOrderThatWouldCrossTheLineIsNotPlaced(t *testing.T) {
 	// Nobody can force it, and what is forced is not lost.
 	b.refused(1, "no room in the budget", "renew", "a.example", "--force", "--wait")
 	b.refused(1, "no room in the budget", "renew", "b.example", "--force", "--wait")
-	if n := proxy.Count(testenv.KindNewOrder).Received; n != 1 {
+	if n := proxy.Count(testenv.KindNewOrder).Succeeded; n != 1 {
 		t.Errorf("%d orders were placed, want 1", n)
 	}
 	b.checkBudget(waits.Name)
@@ -53,7 +53,7 @@ func TestOrderThatWouldCrossTheLineIsNotPlaced(t *testing.T) {
 	b.must(p.Stop())
 	p = b.start()
 	b.refused(1, "no room in the budget", "renew", "a.example", "--force", "--wait")
-	if n := proxy.Count(testenv.KindNewOrder).Received; n != 1 {
+	if n := proxy.Count(testenv.KindNewOrder).Succeeded; n != 1 {
 		t.Errorf("%d orders were placed, want 1", n)
 	}
 
@@ -61,7 +61,7 @@ func TestOrderThatWouldCrossTheLineIsNotPlaced(t *testing.T) {
 	s.IssuerExtra = strings.Replace(s.IssuerExtra, "burst: 1,", "burst: 10,", 1)
 	b.reconfigure(s)
 	b.ok("renew", waits.Name, "--force", "--wait")
-	if n := proxy.Count(testenv.KindNewOrder).Received; n != 2 {
+	if n := proxy.Count(testenv.KindNewOrder).Succeeded; n != 2 {
 		t.Errorf("%d orders were placed, want 2", n)
 	}
 	b.must(p.Stop())

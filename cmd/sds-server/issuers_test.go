@@ -196,7 +196,7 @@ func TestAMaintenanceHoldsWhatIsNotForced(t *testing.T) {
 		t.Fatalf("%d orders in the maintenance, want none", n)
 	}
 	b.ok("renew", "a.example", "--force", "--wait")
-	if n := proxy.Count(testenv.KindNewOrder).Received; n != 1 {
+	if n := proxy.Count(testenv.KindNewOrder).Succeeded; n != 1 {
 		t.Errorf("%d orders, want the forced one alone", n)
 	}
 	s.IssuerExtra = ""

@@ -142,12 +142,10 @@ func BenchmarkStart(b *testing.B) {
 		}
 		stored += len(value)
 	}
-	states = nil
 	var before, after runtime.MemStats
 	var cpu time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		certs = nil
 		runtime.GC()
 		runtime.ReadMemStats(&before)
 		certs, _ = many(manyCertificates)

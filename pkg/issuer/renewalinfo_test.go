@@ -120,7 +120,7 @@ func TestUnreadableAdviceIsNoReasonToRenew(t *testing.T) {
 		"year 10000": func(string) (issuer.RenewalInfo, error) {
 			return issuer.RenewalInfo{Start: time.Now(), End: time.Date(9999, 12, 31, 23, 59, 59, 0, time.FixedZone("", -3600))}, nil
 		},
-		"panic":         func(string) (issuer.RenewalInfo, error) { panic("out of range") },
+		"panic": func(string) (issuer.RenewalInfo, error) { panic("out of range") },
 	}
 	for name, answer := range answers {
 		for _, before := range []bool{false, true} {

@@ -247,7 +247,7 @@ func (a *advisor) times() (all []time.Time) {
 	return all
 }
 
-func (a *advisor) RenewalInfo(ctx context.Context, id string) (issuer.RenewalInfo, error) {
+func (a *advisor) RenewalInfo(_ context.Context, id string) (issuer.RenewalInfo, error) {
 	a.mu.Lock()
 	a.asked[id] = append(a.asked[id], time.Now())
 	a.now++

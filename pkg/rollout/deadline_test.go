@@ -273,7 +273,7 @@ func TestBadRenewalGoesBackToWhatADeadlineBrought(t *testing.T) {
 
 // A version that handshakes have shown to be bad is no way back, even where a deadline had brought it.
 func TestBadRenewalDoesNotGoBackToWhatClientsReject(t *testing.T) {
-	run(t, waves("auto", "canary", "production").watched(time.Minute), func(t *testing.T, r *rig) {
+	run(t, waves("auto", "canary", "production").watched(time.Minute), func(_ *testing.T, r *rig) {
 		r.prober.blinded = false
 		r.node("c1", "canary", "www")
 		v1 := r.short("www")

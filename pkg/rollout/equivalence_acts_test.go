@@ -225,8 +225,11 @@ func (h *history) configure() string {
 	switch h.random.IntN(4) {
 	case 3:
 		p.Waves = [][][]string{
-			{{"canary"}, {"eu", "us"}, {"rest"}}, {{"canary"}, {"eu"}, {"us"}, {"rest"}}, {{"eu"}, {"canary", "us"}, {"rest"}},
-			{{"canary", "eu"}, {"us", "rest"}}, {{"rest"}, {"us"}, {"eu"}, {"canary"}},
+			{{"canary"}, {"eu", "us"}, {"rest"}},
+			{{"canary"}, {"eu"}, {"us"}, {"rest"}},
+			{{"eu"}, {"canary", "us"}, {"rest"}},
+			{{"canary", "eu"}, {"us", "rest"}},
+			{{"rest"}, {"us"}, {"eu"}, {"canary"}},
 		}[h.random.IntN(5)]
 		what = fmt.Sprintf("the waves are %v", p.Waves)
 	case 0:

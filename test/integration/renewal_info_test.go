@@ -27,7 +27,7 @@ func TestRenewalFollowsTheWindowOfTheCA(t *testing.T) {
 	// Earlier than any rule would have it: half of the life is over in 75 s.
 	start := time.Now().Add(20 * time.Second).Truncate(time.Second)
 	end := start.Add(10 * time.Second)
-	first := newest(e, f)
+	first := newest(e.Ready(), e, f)
 	must(t, f.Pebble.SetWindow(e.Ready(), []byte(first.chain), start, end))
 	must(t, testenv.Eventually(e.Ready(), func(ctx context.Context) error {
 		s, err := f.Status(ctx)
@@ -69,9 +69,9 @@ type issued struct {
 	created       time.Time
 }
 
-func newest(e *testenv.T, f *fleet.Fleet) issued {
+func newest(ctx context.Context, e *testenv.T, f *fleet.Fleet) issued {
 	e.Helper()
-	s, err := f.Secret(e.Ready(), site)
+	s, err := f.Secret(ctx, site)
 	must(e, err)
 	v := s.Versions[0]
 	return issued{*v.Serial, *v.ChainPEM, v.Created}
@@ -82,8 +82,8 @@ func replaced(e *testenv.T, f *fleet.Fleet, old issued) (now issued) {
 	e.Helper()
 	ctx, cancel := context.WithTimeout(e.Context(), 90*time.Second)
 	defer cancel()
-	must(e, testenv.Eventually(ctx, func(context.Context) error {
-		if now = newest(e, f); now.serial == old.serial {
+	must(e, testenv.Eventually(ctx, func(ctx context.Context) error {
+		if now = newest(ctx, e, f); now.serial == old.serial {
 			return fmt.Errorf("serial %s of %s is still the newest", old.serial, old.created)
 		}
 		return nil

@@ -20,6 +20,7 @@ func TestWatchEndsBeforeShortLivedCertificate(t *testing.T) {
 	e := testenv.NewT(t)
 	settings := one(false)
 	settings.Profile, settings.Watch, settings.Verify = "short", "1h", true
+	settings.Certificates[0].RenewBefore = "60%" // the CA would have it renewed so late that nothing could be watched
 	f := startFleet(e, settings, func(o *fleet.Options) {
 		o.Pebble.Profiles = map[string]testenv.PebbleProfile{"short": {Validity: 16 * time.Second}}
 	})
@@ -42,16 +43,13 @@ func TestWatchEndsBeforeShortLivedCertificate(t *testing.T) {
 		t.Errorf("production served it at %s, what it had before ended at %s", at, end)
 	}
 	begins := slices.IndexFunc(r.Log, func(e admin.Event) bool { return e.State == rollout.Watching })
-	if begins < 0 {
-		t.Fatalf("canary was not watched: %s", logged(r))
+	if r.Change[0].Kind != rollout.Renewal || len(r.Waves) != 2 || begins < 0 || begins+1 == len(r.Log) {
+		t.Fatalf("it was %s in %d waves, want an ordinary renewal, of which canary is watched: %s", r.Change[0].Kind, len(r.Waves), logged(r))
 	}
 	word, ok := strings.CutSuffix(strings.TrimPrefix(r.Log[begins].Reason, "wave 1 (canary) is watched for "), ", not for 1h0m0s: what the later waves serve ends soon")
 	watch, err := time.ParseDuration(word)
 	if took := r.Log[begins+1].At.Sub(r.Log[begins].At); !ok || err != nil || watch < time.Second || took < watch {
 		t.Errorf("canary was watched for %s, want all of a part of what was left: %s", took, logged(r))
-	}
-	if r.Change[0].Kind != rollout.Renewal || len(r.Waves) != 2 {
-		t.Errorf("it was %s in %d waves, want an ordinary renewal: %s", r.Change[0].Kind, len(r.Waves), logged(r))
 	}
 	for group, load := range loads {
 		load.Stop()
@@ -61,7 +59,7 @@ func TestWatchEndsBeforeShortLivedCertificate(t *testing.T) {
 	}
 }
 
-// renewedByItself waits until the rollout of the version after one has switched its second wave.
+// renewedByItself waits until the rollout of the version after one is past its first wave.
 func renewedByItself(e *testenv.T, f *fleet.Fleet, before string) (found admin.Rollout) {
 	e.Helper()
 	must(e, testenv.Eventually(e.Ready(), func(ctx context.Context) error {
@@ -70,7 +68,7 @@ func renewedByItself(e *testenv.T, f *fleet.Fleet, before string) (found admin.R
 			return err
 		}
 		for _, r := range all.Rollouts {
-			if c := r.Change[0]; c.From != nil && *c.From == before && r.Wave >= 1 && r.Waves[1].Snapshot != nil {
+			if c := r.Change[0]; c.From != nil && *c.From == before && r.Wave >= 1 {
 				found = r
 				return nil
 			}

@@ -7,12 +7,15 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sds-server/sds-server/internal/testenv"
 	"github.com/sds-server/sds-server/pkg/issuer"
@@ -182,6 +185,50 @@ func TestOddAnswers(t *testing.T) {
 			}
 			if n := f.proxy.Count(testenv.KindOrder).Received; n > 60 {
 				t.Errorf("the order was asked for %d times in 3 s", n)
+			}
+		})
+	}
+}
+
+// TestHugeErrorIsBounded has a CA that tells of far more problems than anybody reads: they are stored and logged.
+func TestHugeErrorIsBounded(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("ä", 400)
+	var subproblems, challenges []any
+	for n := range 500 {
+		one := map[string]any{"type": problemPrefix + "dns", "detail": long, "identifier": map[string]any{"type": "dns", "value": fmt.Sprintf("%d.example", n)}}
+		subproblems = append(subproblems, one)
+		challenges = append(challenges, map[string]any{"type": "other-01", "url": "https://ca.example/c", "status": "invalid", "error": one})
+	}
+	for name, sub := range map[string][]any{"subproblems": subproblems, "authorizations": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, testenv.PebbleOptions{})
+			f.proxy.SetRewrite(func(kind testenv.Kind, resp *http.Response) error {
+				if resp.StatusCode >= http.StatusBadRequest || kind != testenv.KindOrder && kind != testenv.KindAuthz {
+					return nil
+				}
+				fields := make(map[string]any)
+				if err := json.NewDecoder(resp.Body).Decode(&fields); err != nil {
+					return err
+				}
+				if all, ok := fields["challenges"].([]any); ok {
+					fields["challenges"] = append(all, challenges...)
+				}
+				if kind == testenv.KindOrder {
+					fields["status"], fields["error"] = "invalid", map[string]any{"type": problemPrefix + "caa", "detail": "no", "status": 403, "subproblems": sub}
+				}
+				body, err := json.Marshal(fields)
+				testenv.ReplaceBody(resp, body)
+				return err
+			})
+			_, err := f.issuer(nil).Obtain(f.Ready(), request("a.example"))
+			e, ok := errors.AsType[*issuer.Error](err)
+			if !ok {
+				t.Fatalf("got %v, want an issuer error", err)
+			}
+			if len(e.Message) > maxMessage || len(e.Identifier) > maxMessage || !utf8.ValidString(e.Message) || !strings.HasSuffix(e.Message, "...; and 490 more") {
+				t.Errorf("got a message of %d bytes and %d of identifiers, want at most %d and how many are left out: %.200s", len(e.Message), len(e.Identifier), maxMessage, e.Message)
 			}
 		})
 	}

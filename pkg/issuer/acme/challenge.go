@@ -157,8 +157,9 @@ func (d *driver) reason(ctx context.Context) (e *issuer.Error, failed []string) 
 	case d.state.Error != nil && len(d.state.Error.SubProblems) > 0: // it names each of them
 		d.fromProblem(e, "order", d.state.Error, at)
 	case len(parts) > 0:
-		e.Identifier = strings.Join(names, ", ")
-		e.Message = "the CA could not validate the name: " + strings.Join(parts, "; ")
+		shown := min(len(parts), mostSubproblems)
+		e.Identifier = strings.Join(names[:shown], ", ")
+		e.Message = bounded("the CA could not validate the name: "+strings.Join(parts[:shown], "; "), len(parts)-shown)
 	case d.state.Error != nil:
 		d.fromProblem(e, "order", d.state.Error, at)
 	default:

@@ -70,19 +70,40 @@ func (i *Issuer) internal(doing string, err error) *issuer.Error {
 	return e
 }
 
+const (
+	// mostSubproblems is how many problems of single names an error tells of, maxMessage how many bytes its message has at most: it is stored and
+	// logged, and an answer of the CA may have 1 MiB.
+	mostSubproblems = 10
+	maxMessage      = 4 << 10
+)
+
+// bounded cuts a message, and says how many problems it leaves out; more may be negative.
+func bounded(message string, more int) string {
+	rest := ""
+	if more > 0 {
+		rest = fmt.Sprintf("; and %d more", more)
+	}
+	if len(message)+len(rest) > maxMessage {
+		rest = "..." + rest
+		message = strings.ToValidUTF8(message[:maxMessage-len(rest)], "")
+	}
+	return message + rest
+}
+
 // fromProblem judges a problem document (RFC 7807), also one that stands for a whole order; at is as in causeOf.
 func (i *Issuer) fromProblem(e *issuer.Error, doing string, p *legoacme.ProblemDetails, at endpoint) {
 	why := i.causeOf(p, at, e.RetryAfter)
 	setCause(e, why)
 	e.Message = fmt.Sprintf("%s: %s", doing, describe(p))
 	var names []string
-	for _, sub := range p.SubProblems {
-		if v := sub.Identifier.Value; v != "" && !slices.Contains(names, v) {
-			names = append(names, printable(v))
+	for _, sub := range p.SubProblems[:min(len(p.SubProblems), mostSubproblems)] {
+		if v := printable(sub.Identifier.Value); v != "" && !slices.Contains(names, v) {
+			names = append(names, v)
 		}
 		e.Message += fmt.Sprintf("; %s: %s (%s)", printable(sub.Identifier.Value), printable(sub.Detail), printable(problemName(sub.Type)))
 	}
 	e.Identifier = strings.Join(names, ", ")
+	e.Message = bounded(e.Message, len(p.SubProblems)-mostSubproblems)
 	if link := portal(p); why == causePaused && link != "" {
 		e.Hint += ": " + link
 	}

@@ -57,7 +57,7 @@ func (x *exchange) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	x.last, x.status, x.retryAfter = at, 0, 0
-	resp, err := x.send(req)
+	resp, err := x.conn.send(x.ctx, req)
 	if err != nil {
 		x.conn.count(at, failureCode(err))
 		return nil, err
@@ -95,10 +95,11 @@ type rawAnswer struct {
 	body   []byte
 }
 
-func (x *exchange) send(req *http.Request) (rawAnswer, error) {
-	ctx, cancel := context.WithTimeout(x.ctx, x.conn.requestTimeout)
+// send sends one request, and reads the answer to its end.
+func (c *conn) send(ctx context.Context, req *http.Request) (rawAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.requestTimeout)
 	defer cancel()
-	resp, err := x.conn.transport.RoundTrip(req.WithContext(ctx))
+	resp, err := c.transport.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		return rawAnswer{}, err
 	}

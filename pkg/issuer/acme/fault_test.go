@@ -21,7 +21,9 @@ import (
 
 // lego's traps (v4.35.2), and what shows that they cannot hurt:
 //
-//	ARI answers are not checked            not used: renewal information is not asked for here yet
+//	ARI answers are not checked            TestAnswersThatAreNoWindow, TestRefusedRenewalInfoIsNoWindow
+//	an order is placed again without       TestReplacement
+//	  "replaces" by itself
 //	null with an error status panics       TestAnswerThatMakesLegoPanic
 //	no contexts, polls up to 100 times     TestHangIsCut, TestHostileRetryAfterIsCapped
 //	  a Retry-After                          (and TestNonceIsReplacedWithoutLegosSleep for lego's own retries)

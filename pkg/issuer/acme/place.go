@@ -11,15 +11,11 @@ import (
 	"github.com/sds-server/sds-server/pkg/issuer"
 )
 
-// placeOrder asks for a new order; it also returns what the CA said of it. In this order: the budget is asked, key and request are stored, newOrder is
-// sent, the URL is stored. So a crash costs at most a token of the budget, and one after the CA has accepted the order leaves what
-// takeUp needs.
+// placeOrder asks for a new order; it also returns what the CA said of it. In this order: the budget is asked, the key is made, key and request are
+// stored, newOrder is sent, the URL is stored. So what the budget refuses costs no key, a crash costs at most a token of the budget, and one after
+// the CA has accepted the order leaves what takeUp needs.
 func (i *Issuer) placeOrder(ctx context.Context, request issuer.Request) (*order, *legoacme.Order, error) {
 	request.Progress(issuer.StepOrdering)
-	o, err := i.newRecord(request)
-	if err != nil {
-		return nil, nil, err
-	}
 	account, err := i.ensureAccount(ctx, "")
 	if err != nil {
 		return nil, nil, err
@@ -28,6 +24,7 @@ func (i *Issuer) placeOrder(ctx context.Context, request issuer.Request) (*order
 	if err != nil {
 		return nil, nil, err
 	}
+	o := i.newRecord(request)
 	placed, err := i.requestOrder(ctx, request, o, account, replaces)
 	if why := withoutReplaces(err); replaces != "" && why != "" {
 		i.log.WarnContext(ctx, "the CA does not take the order as a replacement: it is placed as an ordinary one, which counts against the CA's limits",
@@ -45,23 +42,32 @@ func (i *Issuer) placeOrder(ctx context.Context, request issuer.Request) (*order
 	return o, &placed.Order, nil
 }
 
-// newRecord makes what is stored of an order, with a new key.
-func (i *Issuer) newRecord(request issuer.Request) (*order, error) {
-	key, err := newKey(request.KeyType)
-	if err != nil {
-		return nil, i.internal("certificate key", err)
-	}
-	o := &order{
+// newRecord makes what is stored of an order, still without its key.
+func (i *Issuer) newRecord(request issuer.Request) *order {
+	return &order{
 		Secret: request.Secret, Issuer: i.options.Name, Identifiers: identifiers(request), KeyType: request.KeyType, Profile: request.Profile,
 		Created: time.Now().UTC(), Step: orderRequested,
 	}
-	if o.Key, err = encodeKey(key); err != nil {
-		return nil, i.internal("certificate key", err)
+}
+
+// makeKey gives an order its key and its request, once.
+func (i *Issuer) makeKey(o *order, request issuer.Request) error {
+	if o.Key != "" {
+		return nil
+	}
+	key, err := newKey(request.KeyType)
+	if err != nil {
+		return i.internal("certificate key", err)
+	}
+	encoded, err := encodeKey(key)
+	if err != nil {
+		return i.internal("certificate key", err)
 	}
 	if o.CSR, err = newCSR(key, request); err != nil {
-		return nil, i.internal("certificate request", err)
+		return i.internal("certificate request", err)
 	}
-	return o, nil
+	o.Key = encoded
+	return nil
 }
 
 // replaces returns the identifier of the certificate that the order is to replace; empty also at a CA that knows no such thing.
@@ -79,11 +85,15 @@ func (i *Issuer) replaces(ctx context.Context, request issuer.Request) (string, 
 	return request.Replaces, nil
 }
 
-// requestOrder counts the order, stores it, and asks for it. An order that the CA has refused is deleted, and not counted.
+// requestOrder counts the order, makes its key, stores it, and asks for it. An order that the CA has refused is deleted, and not counted.
 func (i *Issuer) requestOrder(ctx context.Context, request issuer.Request, o *order, account accountKey, replaces string) (legoacme.ExtendedOrder, error) {
 	c := counted{Replaces: replaces != "" && request.InWindow, Urgent: request.Urgent}
 	use := o.use(issuer.UseOrder, c)
 	if err := i.spend(ctx, use); err != nil {
+		return legoacme.ExtendedOrder{}, err
+	}
+	if err := i.makeKey(o, request); err != nil {
+		i.giveBack(ctx, use)
 		return legoacme.ExtendedOrder{}, err
 	}
 	if i.options.Budget != nil {

@@ -120,8 +120,7 @@ func (c *conn) get(ctx context.Context, at endpoint, address string) (rawAnswer,
 		return fail(fmt.Errorf("%w: HTTPS is required: %s", errUnreadable, req.URL.Redacted()), http.StatusOK, nil)
 	}
 	req.Header.Set("User-Agent", c.userAgent)
-	x := &exchange{ctx: ctx, conn: c, endpoint: at}
-	got, err := x.send(req)
+	got, err := c.send(ctx, req)
 	if err != nil {
 		c.count(at, failureCode(err))
 		return fail(err, 0, nil)

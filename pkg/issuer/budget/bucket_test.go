@@ -224,23 +224,42 @@ func TestReturnGivesBackExactly(t *testing.T) {
 }
 
 func TestClockThatGoesBackDoesNotOpenTheBucket(t *testing.T) {
-	l := newLimit(Limit{Name: ExactSet, Burst: 5, Refill: time.Hour}, 0.8)
-	for _, back := range []time.Duration{time.Second, 10 * time.Minute, 10 * time.Hour, 30 * 24 * time.Hour, 40 * 365 * 24 * time.Hour} {
-		var b bucket
-		now := int64(2e18)
-		for b.at(l, now); b.fits(l, now, true); {
-			b.spend(l, now)
+	for _, limit := range []string{ExactSet, FailedAuthorizations} { // with what is held, and without
+		l := newLimit(Limit{Name: limit, Burst: 5, Refill: time.Hour}, 0.8)
+		for _, back := range []time.Duration{time.Second, 10 * time.Minute, 10 * time.Hour, 30 * 24 * time.Hour, 40 * 365 * 24 * time.Hour} {
+			var b bucket
+			now := int64(2e18)
+			for b.at(l, now); b.fits(l, now, true); {
+				b.spend(l, now)
+			}
+			now -= int64(back)
+			b.at(l, now)
+			if n := b.left(l, now, true); n != 0 {
+				t.Errorf("%s, %v back: %d are left, want 0", limit, back, n)
+			}
+			// It does not stay shut for longer than it takes to fill a bucket.
+			now += l.grace + 2*l.step() + 7*int64(time.Hour)
+			if b.at(l, now); b.fullAt(l, now) != 0 {
+				t.Errorf("%s, %v back: not full at the end, but in %v", limit, back, time.Duration(b.fullAt(l, now)-now))
+			}
 		}
-		now -= int64(back)
+	}
+}
+
+func TestHeldUsesAreStoredInFewGroups(t *testing.T) {
+	l := newLimit(Limit{Name: RegisteredDomain, Burst: 30000, Refill: time.Second / 30000}, 0.8)
+	var b bucket
+	now := int64(1e18)
+	for range 2000 {
+		now += int64(time.Minute)
 		b.at(l, now)
-		if n := b.left(l, now, true); n != 0 {
-			t.Errorf("%v back: %d are left, want 0", back, n)
+		b.spend(l, now)
+		if n := len(b.held); n > holdSteps+1 {
+			t.Fatalf("%d groups, want %d at most", n, holdSteps+1)
 		}
-		// It does not stay shut for longer than it takes to fill a bucket that was spent twice over.
-		now += l.grace + 2*l.step() + 12*int64(time.Hour)
-		if b.at(l, now); b.fullAt(l, now) != 0 {
-			t.Errorf("%v back: not full at the end, but in %v", back, time.Duration(b.fullAt(l, now)-now))
-		}
+	}
+	if n := b.heldTokens(); n < 480 || n > 540 {
+		t.Errorf("%d uses are held, want those of the last 8 to 9 hours", n)
 	}
 }
 

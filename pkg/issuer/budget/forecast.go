@@ -109,22 +109,22 @@ func (f *forecast) try(i int, at int64) {
 	var last *simulated
 	var next int64
 	for _, s := range f.of[i] {
-		if s.entry.at(s.touch.limit, at); s.check && !s.fits(s.touch.limit, at, true) {
-			if one := s.fitsAt(s.touch.limit, at, true); last == nil || one > next {
+		if s.at(s.limit, at); s.check && !s.fits(s.limit, at, true) {
+			if one := s.fitsAt(s.limit, at, true); last == nil || one > next {
 				last, next = s, one
 			}
 		}
 	}
 	if last == nil {
 		for _, s := range f.of[i] {
-			if s.touch.spend {
-				s.bucket.spend(s.touch.limit, at)
+			if s.spend {
+				s.bucket.spend(s.limit, at)
 			}
 		}
 		f.fits[i].At = time.Unix(0, at).UTC()
 		return
 	}
-	f.fits[i].Limit, f.fits[i].Scope = last.touch.limit.name, last.name()
+	f.fits[i].Limit, f.fits[i].Scope = last.limit.name, last.name()
 	if next >= farthest || next <= at { // it would never come to an end
 		f.fits[i].At = time.Unix(0, farthest).UTC()
 		return
@@ -145,14 +145,14 @@ func (f *forecast) serve(at int64) {
 		q := f.waiting[heap.Pop(&f.wakes).(wake).key]
 		if q.wake == at {
 			q.wake = 0
-			q.bucket.entry.at(q.bucket.touch.limit, at)
+			q.bucket.at(q.bucket.limit, at)
 			awake = append(awake, q)
 		}
 	}
 	for {
 		var first *waiting
 		for _, q := range awake {
-			if len(q.queue) > 0 && q.bucket.fits(q.bucket.touch.limit, at, true) && (first == nil || q.queue[0] < first.queue[0]) {
+			if len(q.queue) > 0 && q.bucket.fits(q.bucket.limit, at, true) && (first == nil || q.queue[0] < first.queue[0]) {
 				first = q
 			}
 		}
@@ -163,7 +163,7 @@ func (f *forecast) serve(at int64) {
 	}
 	for _, q := range awake {
 		if len(q.queue) > 0 {
-			f.wakeAt(q, q.bucket.fitsAt(q.bucket.touch.limit, at, true))
+			f.wakeAt(q, q.bucket.fitsAt(q.bucket.limit, at, true))
 		}
 	}
 }

@@ -147,6 +147,34 @@ func TestUseThatDoesNotFitSpendsNothing(t *testing.T) {
 	}
 }
 
+// TestSetsThatBeginAlikeWaitApart: what is refused for one identifier waits together, also where the label was stored before it was unique.
+func TestSetsThatBeginAlikeWaitApart(t *testing.T) {
+	l := letsEncrypt(t, openStore(t))
+	var names []string
+	for i := range 10 {
+		names = append(names, fmt.Sprintf("a-rather-long-name-%d.example.com", i))
+	}
+	first, second := order(names...), order(append(names[:9:9], "z.example.com")...)
+	for range 4 {
+		mustSpend(t, l, first)
+		mustSpend(t, l, second)
+	}
+	for _, stored := range []string{"", "a-rather-long-name-0.example.com and 9 more"} {
+		for _, e := range l.book.entries {
+			if stored != "" && e.of == ExactSet {
+				e.label = stored
+			}
+		}
+		a, b := spend(t, l, first), spend(t, l, second)
+		if a == nil || b == nil || a.Limit != ExactSet || b.Limit != ExactSet {
+			t.Fatalf("got %v and %v, want two refusals of exact_set", a, b)
+		}
+		if a.Identifier == b.Identifier || len(a.Identifier) > longestLabel+30 {
+			t.Errorf("label %q: got identifiers %q and %q, want two short ones", stored, a.Identifier, b.Identifier)
+		}
+	}
+}
+
 func TestReturnGivesOrdersAndCertificatesBack(t *testing.T) {
 	s := openStore(t)
 	l := letsEncrypt(t, s)
@@ -245,6 +273,25 @@ func TestRenewalsAreExemptAsAtLetsEncrypt(t *testing.T) {
 			got = spent{100 - left(l, NewOrders, ""), 100 - left(l, RegisteredDomain, "example.com"), 100 - left(l, ExactSet, setID([]string{"www.example.com"}))}
 			if got != (spent{}) {
 				t.Errorf("after the return, spent %+v, want nothing", got)
+			}
+		})
+	}
+}
+
+func TestRenewalIsExemptForNearly120Days(t *testing.T) {
+	for _, tt := range []struct {
+		after time.Duration
+		want  int64
+	}{{118 * 24 * time.Hour, 300}, {119*24*time.Hour + 12*time.Hour, 299}, {121 * 24 * time.Hour, 299}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := letsEncrypt(t, openStore(t))
+			if err := l.Issued(t.Context(), []string{"www.example.com"}, nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(tt.after) //nolint:forbidigo // the time of the bubble
+			mustSpend(t, l, order("www.example.com"))
+			if got := left(l, NewOrders, ""); got != tt.want {
+				t.Errorf("after %v: %d orders left, want %d", tt.after, got, tt.want)
 			}
 		})
 	}
@@ -393,12 +440,12 @@ func TestFullBucketsAreNotStored(t *testing.T) {
 		if got := count(); got != 81 {
 			t.Errorf("%d keys, want 40 domains, 40 sets, and the orders", got)
 		}
-		time.Sleep(7 * 24 * time.Hour) //nolint:forbidigo // fake time
+		time.Sleep(7 * 24 * time.Hour) //nolint:forbidigo // the time of the bubble
 		mustSpend(t, l, order("www.example.org"))
 		if got := count(); got != 4 {
 			t.Errorf("%d keys a week later, want the orders, a domain, its set, and the set that was issued", got)
 		}
-		time.Sleep(130 * 24 * time.Hour) //nolint:forbidigo // fake time
+		time.Sleep(130 * 24 * time.Hour) //nolint:forbidigo // the time of the bubble
 		mustSpend(t, l, order("www.example.org"))
 		if got := count(); got != 3 {
 			t.Errorf("%d keys after 130 days, want the orders, a domain and its set", got)
@@ -512,9 +559,9 @@ func TestRandomYearsCrossNoLimitOfLetsEncrypt(t *testing.T) {
 			}
 			counts := map[string]int{}
 			for range 700 {
-				time.Sleep(time.Duration(r.Int64N(int64(2 * time.Hour)))) //nolint:forbidigo // fake time
+				time.Sleep(time.Duration(r.Int64N(int64(2 * time.Hour)))) //nolint:forbidigo // the time of the bubble
 				if r.IntN(60) == 0 {
-					time.Sleep(time.Duration(r.Int64N(int64(60 * 24 * time.Hour)))) //nolint:forbidigo // fake time
+					time.Sleep(time.Duration(r.Int64N(int64(60 * 24 * time.Hour)))) //nolint:forbidigo // the time of the bubble
 				}
 				set := sets[r.IntN(len(sets))]
 				if r.IntN(3) == 0 {
@@ -550,7 +597,7 @@ func TestRandomYearsCrossNoLimitOfLetsEncrypt(t *testing.T) {
 					counts["failed"]++
 					continue
 				}
-				time.Sleep(time.Duration(r.Int64N(int64(10 * time.Minute)))) //nolint:forbidigo // fake time
+				time.Sleep(time.Duration(r.Int64N(int64(10 * time.Minute)))) //nolint:forbidigo // the time of the bubble
 				ca.finalize(time.Now().UnixNano(), names, domains)
 				if err := l.Issued(t.Context(), names, nil); err != nil {
 					t.Fatal(err)

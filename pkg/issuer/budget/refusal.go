@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"strings"
@@ -27,7 +28,7 @@ func (r *rules) crossed(now int64, urgent bool, of []*touched) error {
 	l := last.limit
 	e := &issuer.Error{Kind: issuer.KindBudget, Issuer: r.Issuer, Limit: l.name, RetryAfter: time.Duration(max(at-now, 1)), Hint: hintFor(l.name)}
 	if l.name != NewOrders && l.name != NewAccounts { // those are the account's: what is refused at one of them waits together
-		e.Identifier = last.name()
+		e.Identifier = cmp.Or(last.touch.label, last.name()) // a label that was stored by an older version is not unique
 	}
 	when, what := time.Unix(0, at).UTC().Round(time.Second).Format(time.RFC3339), another(l.name, last.name())
 	left := fmt.Sprintf("none of %d left", l.all.burst)
@@ -112,8 +113,12 @@ func readRefusal(message string) refusal {
 	return out
 }
 
+// longestUnnamed is how long a refusal shuts that names no limit of the use: it shuts limits that it is most likely not about, to urgent work as
+// well, and nobody can open them. Asking once in that time costs the CA little.
+const longestUnnamed = time.Hour
+
 // apply corrects the buckets of a use. The limit that is named has one token at that time, and nothing before; a text that names none, or one
-// that is not kept, shuts all that the use spends until then, and takes nothing else away.
+// that is not kept, shuts all that the use spends until then, for longestUnnamed at most, and takes nothing else away.
 func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 	named := func(t *touched) bool {
 		return t.limit.name == r.limit && (r.scope == "" || t.touch.scope == r.scope)
@@ -142,6 +147,9 @@ func (r refusal) apply(now int64, after time.Duration, of []*touched) {
 			if !known { // each of the slower ones would shut for a day what it is most likely not about
 				until = add(now, soonest)
 			}
+		}
+		if !known {
+			until = min(until, add(now, int64(longestUnnamed)))
 		}
 		t.refuse(t.limit, now, until, known)
 		t.changed = true

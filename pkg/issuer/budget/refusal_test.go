@@ -34,7 +34,10 @@ func TestRefusalCorrectsTheLimitThatItNames(t *testing.T) {
 		{"another domain", `too many certificates (50) already issued for "example.net" in the last 168h0m0s`, time.Hour, all, "", time.Hour},
 		{"unknown", "Service busy; retry later.", time.Hour, all, "", time.Hour},
 		{"unknown, no time", "Service busy; retry later.", 0, all, "", 36 * time.Second},
-		{"unknown, for years", "come back later", 10 * 365 * 24 * time.Hour, all, "", longestRefusal},
+		{"unknown, for a week", "come back later", 7 * 24 * time.Hour, all, "", longestUnnamed},
+		{"unknown, for a week by its text", "come back later, retry after 2000-01-08 00:00:00 UTC", 0, all, "", longestUnnamed},
+		{"another domain, for a week", `too many certificates (50) already issued for "example.net" in the last 168h0m0s`, 7 * 24 * time.Hour, all, "", longestUnnamed},
+		{"orders, for years", "too many new orders", 10 * 365 * 24 * time.Hour, NewOrders, "", longestRefusal},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -63,7 +66,7 @@ func TestRefusalCorrectsTheLimitThatItNames(t *testing.T) {
 					if one.limit == tt.limit && one.scope == tt.scope {
 						want = 1
 					}
-					if got := left(l, one.limit, one.scope); got != want && !(want > 1 && got == want+1) { // refilled
+					if got := left(l, one.limit, one.scope); got != want && (want <= 1 || got != want+1) { // refilled
 						t.Errorf("%s %s: %d left then, want %d", one.limit, one.scope, got, want)
 					}
 				}

@@ -60,7 +60,7 @@ func (r *rules) touches(use issuer.Use, renewal bool) []touch {
 		for _, domain := range registeredDomains(use.DNSNames, use.IPAddresses) {
 			add(RegisteredDomain, domain, "", !replaces && !renewal, !renewal)
 		}
-		add(ExactSet, setID(names), setLabel(names), !replaces, true)
+		add(ExactSet, setID(names), uniqueLabel(names), !replaces, true)
 	case issuer.UseFailedAuthorization:
 		for _, name := range names {
 			add(FailedAuthorizations, name, "", false, true)
@@ -90,7 +90,7 @@ func (r *rules) setTouch(dnsNames []string, addresses []netip.Addr) touch {
 	names := identifiers(dnsNames, addresses)
 	t := touch{limit: r.limits[ExactSet]}
 	if t.limit != nil {
-		t = r.touch(t.limit, setID(names), setLabel(names), false, false)
+		t = r.touch(t.limit, setID(names), uniqueLabel(names), false, false)
 	}
 	return t
 }
@@ -157,4 +157,14 @@ func setLabel(identifiers []string) string {
 		b.WriteString(name)
 	}
 	return b.String()
+}
+
+// uniqueLabel is setLabel, with a part of the set's digest where that leaves something out: what waits for one set does not wait for another one
+// that begins like it.
+func uniqueLabel(identifiers []string) string {
+	label := setLabel(identifiers)
+	if label != strings.Join(identifiers, ", ") {
+		label += " (" + setID(identifiers)[:8] + ")"
+	}
+	return label
 }

@@ -128,9 +128,7 @@ func (w *warner) longRun(limit, what string, l *limit, of []Planned) {
 	}
 	every := days(time.Duration(float64(time.Second) / rate))
 	if len(lives) == 1 {
-		for life := range lives {
-			every += " (they are valid for " + life + ")"
-		}
+		every += " (they are valid for " + slices.Collect(maps.Keys(lives))[0] + ")"
 	}
 	w.add("%s would be ordered every %s in the long run, and %s of %s allows ordinary work one every %s: they could not be kept valid",
 		what, every, limit, w.ca, days(time.Duration(l.ordinary.refill)))

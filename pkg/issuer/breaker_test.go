@@ -282,11 +282,11 @@ func TestForcedAndExpiredDoNotWaitForRetryAfter(t *testing.T) {
 					w.loop.SetCertificates(w.certs)
 				} else {
 					w.certs = append(w.certs, w.certs[9])
-					go func() {
-						if _, err := w.loop.Renew(t.Context(), "c9", issuer.Renewal{Force: true}); err != nil {
-							t.Error(err)
-						}
-					}()
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					defer cancel()
+					if _, err := w.loop.Renew(ctx, "c9", issuer.Renewal{Force: true}); err != nil {
+						t.Error(err)
+					}
 				}
 				pass(patience)
 				last := w.certs[len(w.certs)-1].Name

@@ -14,6 +14,7 @@ type entry struct {
 	// unfinished reports whether an order for it is in the store.
 	unfinished bool
 	due        time.Time
+	shown      Kind // of the failure in the metrics; empty if there is none
 	job        *job // nil unless an order waits for a worker or is under way
 	// wish is what was asked for by Renew and is not there yet; the zero value is nothing.
 	wish Renewal
@@ -112,7 +113,8 @@ func (l *Loop) watch(e *entry, at time.Time) {
 	}
 }
 
-// unplace takes a certificate out of the clock and of what it waits in, and gives its turn at a gate to the next one; mu is held.
+// unplace takes a certificate out of the clock and of what it waits in, and gives its turn at a gate to the next one, unless its
+// order is under way: then the turn lasts until that has ended; mu is held.
 func (l *Loop) unplace(e *entry) {
 	l.clock.remove(e)
 	if e.waiting != nil {
@@ -123,7 +125,7 @@ func (l *Loop) unplace(e *entry) {
 		e.parked.left()
 		e.parked = nil
 	}
-	if g := e.turn; g != nil {
+	if g := e.turn; g != nil && !e.running() {
 		e.turn = nil
 		g.pass(false)
 	}

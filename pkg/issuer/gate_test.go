@@ -284,3 +284,37 @@ func TestUrgentDuringItsOrderGetsTheReserve(t *testing.T) {
 		}
 	})
 }
+
+// TestTurnAtAGateLastsAsLongAsItsOrder changes the configuration while one that a gate has let in is being ordered.
+func TestTurnAtAGateLastsAsLongAsItsOrder(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var room atomic.Bool
+		w.ca.life = 90 * day
+		w.ca.setHook(func(context.Context, issuer.Request) error {
+			if room.Load() {
+				time.Sleep(time.Minute) //nolint:forbidigo // fake time
+			}
+			return &issuer.Error{Kind: issuer.KindBudget, Issuer: "ca", Limit: "orders", Message: "no room", RetryAfter: time.Hour}
+		})
+		for n := range 5 {
+			w.give(fmt.Sprintf("c%d", n), 90*day, 0.3)
+		}
+		w.start()
+		room.Store(true)
+		pass(time.Hour + time.Second)         // the first one has been let in
+		w.certs[0].RenewBefore.Fraction = 0.4 // of the one that was let in; it cuts no order
+		w.loop.SetCertificates(w.certs)
+		pass(time.Second)
+		running := 0
+		w.ca.mu.Lock()
+		for _, n := range w.ca.running {
+			running += n
+		}
+		w.ca.mu.Unlock()
+		if running != 1 {
+			t.Errorf("got %d orders under way, want the one that was let in", running)
+		}
+	})
+}

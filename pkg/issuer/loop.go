@@ -248,7 +248,7 @@ func (l *Loop) remove(e *entry) {
 	if e.asks != nil {
 		e.asks.remove(e)
 	}
-	l.metrics.forgetCertificate(e.cert.Name)
+	l.metrics.forgetCertificate(e)
 	switch {
 	case e.job == nil:
 		delete(l.entries, e.cert.Name)

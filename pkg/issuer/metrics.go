@@ -51,9 +51,18 @@ func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 // certificate shows the state of one certificate.
 func (m *metrics) certificate(e *entry) {
 	name := e.cert.Name
-	m.failing.DeletePartialMatch(prometheus.Labels{"secret": name})
+	var kind Kind
 	if f := e.state.Failure; f != nil {
-		m.failing.WithLabelValues(name, string(f.Kind)).Set(1)
+		kind = f.Kind
+	}
+	if kind != e.shown { // by its labels: to look for them costs as much as there are certificates that fail
+		if e.shown != "" {
+			m.failing.DeleteLabelValues(name, string(e.shown))
+		}
+		if kind != "" {
+			m.failing.WithLabelValues(name, string(kind)).Set(1)
+		}
+		e.shown = kind
 	}
 	if !e.state.LastRenewal.IsZero() {
 		m.last.WithLabelValues(name).Set(seconds(e.state.LastRenewal))
@@ -61,11 +70,14 @@ func (m *metrics) certificate(e *entry) {
 	m.next.WithLabelValues(name).Set(seconds(e.due))
 }
 
-func (m *metrics) forgetCertificate(name string) {
-	labels := prometheus.Labels{"secret": name}
-	m.next.Delete(labels)
-	m.last.Delete(labels)
-	m.failing.DeletePartialMatch(labels)
+func (m *metrics) forgetCertificate(e *entry) {
+	name := e.cert.Name
+	m.next.DeleteLabelValues(name)
+	m.last.DeleteLabelValues(name)
+	if e.shown != "" {
+		m.failing.DeleteLabelValues(name, string(e.shown))
+		e.shown = ""
+	}
 }
 
 // result counts one order; err is nil for a success.

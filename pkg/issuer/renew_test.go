@@ -3,6 +3,7 @@ package issuer_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -385,5 +386,36 @@ func TestUnwritableStoreStillBacksOff(t *testing.T) {
 		if s := w.status("a"); s.State != issuer.StateOK {
 			t.Errorf("got %s, want ok", s.State)
 		}
+	})
+}
+
+// TestFailingShowsTheLastKindAlone has a certificate that fails for one reason and then for another.
+func TestFailingShowsTheLastKindAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, certificate("a"))
+		w.ca.fail(errCA)
+		w.start()
+		want := func(kinds ...issuer.Kind) {
+			t.Helper()
+			for _, kind := range []issuer.Kind{issuer.KindTemporary, issuer.KindRejected} {
+				_, shown := w.value("sds_certificate_renewal_failing", "secret", "a", "kind", string(kind))
+				if shown != slices.Contains(kinds, kind) {
+					t.Errorf("%s: got %t, want %v alone", kind, shown, kinds)
+				}
+			}
+		}
+		want(issuer.KindTemporary)
+		w.ca.fail(&issuer.Error{Kind: issuer.KindRejected, Issuer: "ca", Message: "no"})
+		pass(10 * time.Second)
+		want(issuer.KindRejected)
+		w.loop.SetCertificates(nil)
+		want()
+		w.loop.SetCertificates(w.certs)
+		synctest.Wait()
+		want(issuer.KindRejected)
+		w.ca.fail(nil)
+		pass(time.Hour)
+		want()
 	})
 }

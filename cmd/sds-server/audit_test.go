@@ -68,12 +68,12 @@ func TestTrailSaysWhoDidWhat(t *testing.T) {
 	rest := got
 	for _, want := range []string{
 		"server_started",
+		"push www canary n1 with snapshot 2, to unix:uid=", // recorded while its move is stored
 		"rollout_waiting www canary,production rollout 1: import: first of all",
 		"rollout_moving www canary,production rollout 1: wave 1",
-		"push www canary n1 to unix:uid=",
 		"command www secrets import snapshot=2 rollout=1; reason: first of all",
+		"push www canary n1 with snapshot 3, to unix:uid=",
 		"rollout_waiting www canary rollout 2: import",
-		"push www canary n1",
 		"rollout_waiting www production rollout 2: for a promotion of production",
 		"rollout_moving www production rollout 2: wave 2",
 		"command production promote rollouts=[2] ",

@@ -35,7 +35,7 @@ build: ## build bin/sds-server, static and stripped
 .PHONY: test
 test: tools ## run all tests, with the race detector, real Envoys and a real Pebble; prints last what was skipped
 	@go build -o .tools/bin/summary ./internal/testenv/summary
-	@.tools/bin/summary -race -shuffle=on -count=1 -timeout 9m ./...
+	@.tools/bin/summary -race -shuffle=on -count=1 -timeout 15m ./...
 
 .PHONY: test-envoys
 test-envoys: tools ## run the integration tests and boot the examples on each version of Envoy in ENVOYS; prints a table last

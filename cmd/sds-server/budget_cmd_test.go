@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"strings"
@@ -60,7 +61,12 @@ func TestOrderThatWouldCrossTheLineIsNotPlaced(t *testing.T) {
 	// The CA allows more: a reload is enough.
 	s.IssuerExtra = strings.Replace(s.IssuerExtra, "burst: 1,", "burst: 10,", 1)
 	b.reconfigure(s)
-	b.ok("renew", waits.Name, "--force", "--wait")
+	b.eventually(func() error {
+		if r := b.run("renew", waits.Name, "--force", "--wait"); r.code != 0 {
+			return errors.New(r.errs)
+		}
+		return nil
+	})
 	if n := proxy.Count(testenv.KindNewOrder).Succeeded; n != 2 {
 		t.Errorf("%d orders were placed, want 2", n)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sds-server/sds-server/internal/admin"
 	"github.com/sds-server/sds-server/internal/testenv"
@@ -30,10 +31,10 @@ func (b *box) status(check func(s admin.Status) error) admin.Status {
 // reconfigure replaces the configuration of a running server, and waits until it is in force.
 func (b *box) reconfigure(s settings) {
 	b.Helper()
-	before := b.status(func(admin.Status) error { return nil })
 	b.configure(s)
+	written := time.Now() // a look at what was there before may end at any time
 	b.status(func(s admin.Status) error {
-		if !s.Config.OK || !s.Config.LoadedAt.After(before.Config.LoadedAt) {
+		if !s.Config.OK || !s.Config.LoadedAt.After(written) {
 			return fmt.Errorf("configuration %+v is in force", s.Config)
 		}
 		return nil

@@ -206,7 +206,7 @@ func TestRoundAsksOnceWhatHangs(t *testing.T) {
 		}
 	}()
 	pair := ca.pair(t, ecKey(t), "a.example", "b.example", "c.example", "d.example")
-	p := startProber(t, one("g", 300*time.Millisecond, target(silent.Addr().String(), ca.leaf(pair, "www", "v1"))))
+	p := startProber(t, one("g", 2*time.Second, target(silent.Addr().String(), ca.leaf(pair, "www", "v1"))))
 	r := p.ended("g", want("v1"), time.Now())
 	if r.OK != 0 || r.Failed != 8 || !slices.Equal(brief(r.Findings), []string{"www v1 n timeout true"}) || came.Load() > 1 {
 		t.Errorf("got %+v after %d connections, want 8 failures after one", r, came.Load())

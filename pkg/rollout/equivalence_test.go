@@ -23,7 +23,7 @@ func TestControllerDoesWhatTheReferenceDoes(t *testing.T) {
 		h.checkKeys(h.check.claims, "the end")
 		sum.add(h)
 		all.add(h.check.claims)
-	})
+	}, 1) // with a certificate that ends while a valid one is held: invariant 11
 }
 
 // play does one random thing after another, and compares.

@@ -26,8 +26,9 @@ import (
 // A random history is a pure function of its seed: it runs in a bubble, on a store in memory, with a version key and certificates of its own, and
 // everything that has an order has one. TestHistoriesAreFunctionsOfTheirSeeds checks it.
 
-// histories runs a test for seeds, side by side: for SDS_TEST_SEED alone, for SDS_TEST_HISTORIES from a random one on, or for a few.
-func histories(t *testing.T, few int, one func(t *testing.T, seed uint64)) {
+// histories runs a test for seeds, side by side: for SDS_TEST_SEED alone, for SDS_TEST_HISTORIES from a random one on, or for a few. The seeds of
+// always come besides: they meet what a few random ones may miss.
+func histories(t *testing.T, few int, one func(t *testing.T, seed uint64), always ...uint64) {
 	t.Helper()
 	count, first := few, rand.Uint64N(1<<32)
 	if text := os.Getenv("SDS_TEST_HISTORIES"); text != "" {
@@ -42,14 +43,16 @@ func histories(t *testing.T, few int, one func(t *testing.T, seed uint64)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		count, first = 1, seed
+		count, first, always = 1, seed, nil
 	}
 	began := time.Now()
 	t.Cleanup(func() {
 		t.Logf("%d histories in %s, from seed %d on", count, time.Since(began).Round(time.Millisecond), first)
 	})
 	for i := range count {
-		seed := first + uint64(i)
+		always = append(always, first+uint64(i))
+	}
+	for _, seed := range always {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			t.Parallel()
 			t.Cleanup(func() {
